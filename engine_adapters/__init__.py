@@ -1,0 +1,1 @@
+"""Engine adapters: what an inference engine loads to reuse KV through a kvgate gateway."""

@@ -1,0 +1,91 @@
+"""HTTP messages as the protocol layers see them, independent of the server that carries them.
+
+`Request.raw_path` and `raw_query` are the bytes of the request target as sent, undecoded: signatures and keys need
+exactly these. Header names are lower case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class Headers:
+    """An immutable multi-map of lower-case header names to values, in the order received."""
+
+    __slots__ = ("_items",)
+
+    def __init__(self, items: Iterable[tuple[str, str]] = ()) -> None:
+        self._items: dict[str, list[str]] = {}
+        for name, value in items:
+            self._items.setdefault(name.lower(), []).append(value)
+
+    def get(self, name: str, default: str = "") -> str:
+        """The first value of a header, or `default`."""
+        values = self._items.get(name)
+        return values[0] if values else default
+
+    def getall(self, name: str) -> list[str]:
+        """Every value of a header, in the order received."""
+        return self._items.get(name, [])
+
+    def items(self) -> Iterable[tuple[str, str]]:
+        """Every (name, value), repeated names together."""
+        return ((name, value) for name, values in self._items.items() for value in values)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._items
+
+
+class RequestBody(Protocol):
+    """The payload of a request, as it arrives."""
+
+    async def readinto(self, view: memoryview) -> int:
+        """Fill the beginning of `view` with the next bytes and return how many (≥ 1), or 0 at the end.
+
+        Raises IncompleteBody when the peer goes away before the promised length.
+        """
+
+
+class EmptyBody:
+    """A request body of no bytes."""
+
+    async def readinto(self, view: memoryview) -> int:
+        return 0
+
+
+@dataclass(slots=True)
+class Request:
+    """One request: an undecoded target, headers and a body that has not been read."""
+
+    method: str
+    raw_path: str
+    raw_query: str = ""
+    headers: Headers = field(default_factory=Headers)
+    body: RequestBody = field(default_factory=EmptyBody)
+
+
+class ResponseBody(Protocol):
+    """A payload that the server sends and then closes; it owns whatever lease its bytes need."""
+
+    nbytes: int
+
+    def views(self) -> AsyncIterator[memoryview]:
+        """The bytes in order. Each view is valid until the next one is asked for or the body is closed."""
+
+    def close(self) -> None:
+        """Give back what the body holds. May be called twice; must be called once."""
+
+
+@dataclass(slots=True)
+class Response:
+    """One response. `body` is bytes, or a ResponseBody whose `nbytes` become the Content-Length.
+
+    For HEAD, `content_length` states the length of the body that GET would send.
+    """
+
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: bytes | ResponseBody = b""
+    content_length: int | None = None
