@@ -82,10 +82,11 @@ class ResponseBody(Protocol):
 class Response:
     """One response. `body` is bytes, or a ResponseBody whose `nbytes` become the Content-Length.
 
-    For HEAD, `content_length` states the length of the body that GET would send.
+    For HEAD, `content_length` states the length of the body that GET would send. `operation` is its name in the metrics.
     """
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | ResponseBody = b""
     content_length: int | None = None
+    operation: str = ""

@@ -1,0 +1,104 @@
+"""Who a request speaks for, by its Signature V4 alone."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Callable
+
+from kvgate.auth.claim import Claim, parse_claim
+from kvgate.auth.identity import ChunkedPayload, ChunkSigning, Identity, Payload, SignedPayload, UnsignedPayload
+from kvgate.auth.sigv4 import UNSIGNED_PAYLOAD, canonical_query, canonical_request, signature, signing_key
+from kvgate.auth.tenants import Tenants
+from kvgate.errors import (
+    AccessDenied,
+    ClockSkew,
+    ExpiredRequest,
+    InvalidArgument,
+    MalformedAuthorization,
+    SignatureMismatch,
+    UnsupportedOperation,
+)
+from kvgate.messages import Request
+
+_UNSIGNED = UnsignedPayload()
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Authenticator:
+    """Verifies header signatures and presigned queries. Any region is accepted: it only separates signing keys."""
+
+    def __init__(self, tenants: Tenants, clock: Callable[[], float], max_skew_s: float = 900) -> None:
+        """`clock` gives seconds since the epoch."""
+        self._tenants = tenants
+        self._clock = clock
+        self._max_skew_s = max_skew_s
+
+    def authenticate(self, request: Request) -> Identity:
+        """The identity that a request proves.
+
+        Raises AccessDenied (none, or headers left unsigned), MalformedAuthorization, UnknownAccessKey, ClockSkew,
+        ExpiredRequest, SignatureMismatch, InvalidRequest, or UnsupportedOperation for an ECDSA-signed body.
+        """
+        claim = parse_claim(request)
+        tenant, secret_key = self._tenants.credential(claim.access_key)
+        self._check_time(claim)
+        _check_coverage(claim, request)
+        query = canonical_query(request.raw_query, "" if claim.expires_s is None else "X-Amz-Signature")
+        canonical = canonical_request(
+            request.method,
+            request.raw_path,
+            query,
+            [(name, request.headers.getall(name)) for name in claim.signed_headers],
+            claim.payload,
+        )
+        key = signing_key(secret_key, claim.scope)
+        if not hmac.compare_digest(signature(key, claim.amz_date, claim.scope, canonical), claim.signature):
+            raise SignatureMismatch(
+                "the signature is not the one that this access key's secret gives for the request as it arrived; check "
+                "the secret, and that no proxy changes the path, the query or a signed header"
+            )
+        return Identity(tenant, _payload(claim, key))
+
+    def _check_time(self, claim: Claim) -> None:
+        age_s = self._clock() - claim.signed_at
+        if claim.expires_s is None:
+            if abs(age_s) > self._max_skew_s:
+                raise ClockSkew(
+                    f"the request is of {claim.amz_date}, {abs(age_s):.0f} s from the gateway's time; at most "
+                    f"{self._max_skew_s:.0f} s are accepted"
+                )
+        elif age_s < -self._max_skew_s:
+            raise ClockSkew(f"the request is presigned for {claim.amz_date}, which is still to come")
+        elif age_s > claim.expires_s:
+            raise ExpiredRequest(f"the request was presigned at {claim.amz_date} for {claim.expires_s} s")
+
+
+def _check_coverage(claim: Claim, request: Request) -> None:
+    """What changes the meaning of a request must be signed: the host and every x-amz-* header."""
+    covered = claim.signed_headers
+    if "host" not in covered:
+        raise AccessDenied("the host header must be among SignedHeaders")
+    for name, _ in request.headers.items():  # noqa: PERF102  a multi-map, without keys()
+        if name.startswith("x-amz-") and name not in covered:
+            raise AccessDenied(f"the header {name} is sent but not among SignedHeaders")
+    if "x-amz-security-token" in request.headers:
+        raise MalformedAuthorization("temporary credentials are not issued here; sign without a session token")
+
+
+def _payload(claim: Claim, key: bytes) -> Payload:
+    text = claim.payload
+    if text == UNSIGNED_PAYLOAD:
+        return _UNSIGNED
+    if _SHA256.fullmatch(text):
+        return SignedPayload(text)
+    if text == "STREAMING-UNSIGNED-PAYLOAD-TRAILER":
+        return ChunkedPayload(trailer=True, signing=None)
+    if text in ("STREAMING-AWS4-HMAC-SHA256-PAYLOAD", "STREAMING-AWS4-HMAC-SHA256-PAYLOAD-TRAILER"):
+        signing = ChunkSigning(key, claim.signature, claim.scope, claim.amz_date)
+        return ChunkedPayload(trailer=text.endswith("-TRAILER"), signing=signing)
+    if text.startswith("STREAMING-AWS4-ECDSA-"):
+        raise UnsupportedOperation("bodies signed with ECDSA (Signature V4A) are not supported; sign with AWS4-HMAC")
+    raise InvalidArgument(
+        "x-amz-content-sha256 must be 64 lower-case hex digits, UNSIGNED-PAYLOAD, or a STREAMING form that S3 defines"
+    )

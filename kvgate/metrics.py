@@ -1,0 +1,70 @@
+"""What the gateway counts, as Prometheus metrics in a registry of its own.
+
+Base units, `_total` on counters, no keys, hashes or tenants' names as labels.
+"""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class Metrics:
+    """The metrics of one gateway."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "kvgate_requests_total",
+            "Requests answered, by operation and status",
+            ["operation", "status"],
+            registry=self.registry,
+        )
+        self.request_seconds = Histogram(
+            "kvgate_request_seconds",
+            "Time from the request's headers to the last byte of the answer",
+            ["operation"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.received_bytes = self._counter("kvgate_received_bytes_total", "Bytes of object bodies received")
+        self.sent_bytes = self._counter("kvgate_sent_bytes_total", "Bytes of object bodies sent")
+        self.reads = Counter(
+            "kvgate_reads_total", "Object reads, by the tier that served them", ["tier"], registry=self.registry
+        )
+        self.match_chunks = Counter(
+            "kvgate_match_chunks_total", "Chunks that match calls asked for", ["result"], registry=self.registry
+        )
+        self.corrupt_copies = Counter(
+            "kvgate_corrupt_copies_total", "Copies dropped after a failed check", ["tier"], registry=self.registry
+        )
+        self.lost_objects = self._counter(
+            "kvgate_lost_objects_total", "Objects of which no good copy was left when they were read"
+        )
+        self.promoted = self._counter("kvgate_promoted_objects_total", "Objects copied to memory when they were read")
+        self.demoted = self._counter("kvgate_demoted_objects_total", "Objects written from memory to a lower tier")
+        self.stranded = self._counter(
+            "kvgate_stranded_objects_total", "Objects that no lower tier could take, so that they are in memory only"
+        )
+        self.evicted = Counter(
+            "kvgate_evicted_objects_total", "Copies evicted to make room", ["tier"], registry=self.registry
+        )
+        self.tier_used_bytes = Gauge("kvgate_tier_used_bytes", "Room taken in a tier", ["tier"], registry=self.registry)
+        self.tier_capacity_bytes = Gauge(
+            "kvgate_tier_capacity_bytes", "Room that a tier has", ["tier"], registry=self.registry
+        )
+        self.tier_objects = Gauge(
+            "kvgate_tier_objects", "Objects with a copy in a tier", ["tier"], registry=self.registry
+        )
+        self.demotion_queue = Gauge(
+            "kvgate_demotion_queue_objects", "Objects that wait for their copy in a lower tier", registry=self.registry
+        )
+        self.leases = Gauge("kvgate_leases", "Leases that clients hold", registry=self.registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, registry=self.registry)
+
+    def exposition(self) -> bytes:
+        """The text that a Prometheus server scrapes."""
+        return generate_latest(self.registry)

@@ -1,0 +1,1 @@
+"""Tiers: places that hold complete, verified copies of objects. One file a tier."""

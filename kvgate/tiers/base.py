@@ -1,0 +1,140 @@
+"""What a tier is: a place that holds complete, verified copies of objects.
+
+A tier knows nothing of lookup, eviction or quota: the store's index says which tier holds what, and keeps for each copy
+the tier's own opaque note of where it lies (`Copy`). Every implementation and every wrapper passes
+`tests/contracts/tier.py`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol
+
+from kvgate.memory.lease import Lease
+
+Copy = Any
+"""A tier's own note of where a copy lies; opaque to everyone else."""
+
+NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
+
+
+class Record(NamedTuple):
+    """One version of one object: its identity, its digest, and what its writer said of it.
+
+    crc64nvme: of the whole body; with nbytes it is what every copy is checked against.
+    attributes: stored header names (lower case) to values.
+    """
+
+    tenant: str
+    bucket: str
+    key: str
+    nbytes: int
+    crc64nvme: int
+    mtime_ms: int
+    attributes: Mapping[str, str] = NO_ATTRIBUTES
+
+    @property
+    def etag(self) -> str:
+        """The entity tag, unquoted.
+
+        It is a function of the body alone. The `-1` marks it, as S3 does for multipart objects, as not an MD5, so that
+        clients do not try to verify it as one.
+        """
+        return f"{self.crc64nvme:016x}{self.nbytes:016x}-1"
+
+    def same_body(self, other: Record) -> bool:
+        """Whether both records describe the same bytes."""
+        return self.nbytes == other.nbytes and self.crc64nvme == other.crc64nvme
+
+
+class Upload(Protocol):
+    """Bytes on their way into a tier, invisible until `finish` and `Tier.publish`."""
+
+    async def write(self, lease: Lease, start: int, stop: int) -> None:
+        """Append the bytes [start, stop) of `lease`. When cancelled, the lease is held until the copy has ended."""
+
+    async def finish(self, record: Record, blocks: array[int]) -> Copy:
+        """Complete the copy; `blocks` are the crc64nvme of its blocks. Raises TierError with nothing left behind."""
+
+    async def abort(self) -> None:
+        """Drop what was written. May be called at any time, also after `finish` failed; idempotent."""
+
+
+class Reader(Protocol):
+    """One open copy. It stays readable while it is open, even if the copy is deleted meanwhile."""
+
+    async def read_into(self, start: int, lease: Lease, nbytes: int) -> None:
+        """Fill the first `nbytes` bytes of `lease` from byte `start` of the object, verified.
+
+        `start` is a multiple of BLOCK_NBYTES, and so is `start + nbytes` unless it is the end of the object.
+        Raises NotInTier, CorruptCopy, or another TierError. When cancelled, the lease is held until the copy has ended.
+        """
+
+    async def close(self) -> None:
+        """Let the copy go. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a tier holds: `nbytes` is the room taken, with rounding and headers."""
+
+    nbytes: int
+    capacity_nbytes: int
+
+
+class Tier(Protocol):
+    """A place that holds objects. Methods other than `start` and `close` may run concurrently.
+
+    A tier class also has `Config`, the dataclass of its options, and is made as `TierClass(config)`.
+    """
+
+    name: str
+
+    async def start(self, found: Callable[[Iterable[tuple[Record, Copy]]], None]) -> None:
+        """Open the tier and report, in one or more batches, every published copy that survived."""
+
+    async def close(self) -> None:
+        """Release everything that is open; what was published survives if the tier is of the kind that survives."""
+
+    def usage(self) -> Usage:
+        """The room taken and the room there is; uploads in flight count as taken."""
+
+    def room(self, tenant: str) -> int:
+        """How many bytes of body an object of this tenant could have now without any eviction."""
+
+    def limit(self) -> int:
+        """How many bytes of body the largest object may have when the tier is otherwise empty."""
+
+    async def begin(self, tenant: str, nbytes: int | None) -> Upload:
+        """Start an upload of `nbytes` bytes, or of a length not yet known. Raises TierFull; nothing is taken then."""
+
+    async def publish(self, record: Record, copy: Copy) -> None:
+        """Make a finished copy the one that `start` reports for its key.
+
+        Takes effect in the order of the calls, also with respect to `delete`. Raises TierError.
+        """
+
+    def open(self, record: Record, copy: Copy) -> Reader:
+        """A reader of a finished copy. Does no I/O; a copy that is not there any more is seen at the first read."""
+
+    async def delete(self, record: Record, copy: Copy) -> None:
+        """Forget a copy and give back its room. Idempotent; never touches another copy of the same key."""
+
+
+class Mapped(Protocol):
+    """What a tier whose copies lie in the arena offers besides: bytes are used where they lie, without a copy."""
+
+    def reserve(self, tenant: str, nbytes: int) -> Lease:
+        """Memory to receive an object into. Raises ArenaFull; nothing is taken then."""
+
+    def adopt(self, lease: Lease, blocks: array[int]) -> Copy:
+        """Take over `lease`, filled with a whole object, as a copy. The caller's lease is the tier's from now on."""
+
+    def drop(self, copy: Copy) -> None:
+        """Delete a copy at once. Its pages return when the last lease on them ends."""
+
+    async def lease(self, record: Record, copy: Copy, start: int, stop: int) -> Lease:
+        """A lease on a copy, after verifying the blocks that hold [start, stop). Raises NotInTier, CorruptCopy."""

@@ -1,0 +1,414 @@
+"""The disk tier: one file an object, an index in SQLite, and no trust in either.
+
+Invariants
+1. A file is written under `tmp/`, complete with its footer, and renamed into `objects/` before the index names it.
+2. The index names a file only after `publish`; a file that it does not name is an orphan, and is removed.
+3. File numbers are never used twice while the tier is open, so no two copies share a file.
+4. Every read checks the footer against the record, and every block against the footer.
+
+After the death of the process at any point, `start` finds the published copies whole. After a loss of power it finds
+them if `fsync` is on; otherwise some may be torn, and their reads raise CorruptCopy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from kvgate.config import Size, option
+from kvgate.errors import ConfigError, CorruptCopy, TierError, TierFull
+from kvgate.memory.digest import BLOCK_NBYTES, verify_blocks
+from kvgate.memory.holding import run_holding
+from kvgate.memory.lease import Lease
+from kvgate.tiers.base import Copy, Record, Usage
+from kvgate.tiers.disk_file import encode_footer, open_verified, read_all, read_footer, write_all
+from kvgate.tiers.disk_index import BATCH_ROWS, DiskIndex
+
+logger = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PAGE_NBYTES = 4096
+_FOOTER_ALLOWANCE_NBYTES = 4096
+_FILES_PER_FOLDER = 4096
+_FREE_SHARE = 0.8
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TRANSIENT = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class DiskConfig:
+    """Where the disk tier lies and how much it may take."""
+
+    path: Path = option(help="folder of the disk tier; one gateway at a time uses it")
+    capacity: Size | None = option(
+        default=None, help="bytes on disk that the tier may take; by default 80 % of what is free at the start"
+    )
+    fsync: bool = option(
+        default=False, help="whether published objects also survive a loss of power, at the price of slower writes"
+    )
+    threads: int = option(default=4, help="files read or written at the same time")
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.threads <= 256:
+            raise ConfigError(f"threads: expected 1 to 256, got {self.threads}")
+
+
+class DiskTier:
+    """Objects as files below one folder. See the module's invariants."""
+
+    name = "disk"
+    Config = DiskConfig
+
+    def __init__(self, config: DiskConfig) -> None:
+        self._config = config
+        self._objects = config.path / "objects"
+        self._temporary = config.path / "tmp"
+        self._index = DiskIndex(config.path / "index.sqlite3", durable=config.fsync)
+        self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="kvgate-disk")
+        self._used_nbytes = 0
+        self._capacity_nbytes = 0
+        self._file_numbers = itertools.count(1)
+        self._folders: set[Path] = set()
+        self._lock_fd = -1
+        self._sweep: asyncio.Task[None] | None = None
+        self._closing = False
+
+    # --- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self, found: Callable[[Iterable[tuple[Record, Copy]]], None]) -> None:
+        """See Tier. An index that cannot be read is set aside and rebuilt from the files."""
+        began = time.monotonic()
+        newest = await self.run((), self._prepare)
+        try:
+            if newest and not self._index.exists():
+                raise sqlite3.DatabaseError("it is missing")
+            await self.run((), self._index.open)
+            live = await self._report(found)
+        except sqlite3.DatabaseError as error:
+            await self.run((), self._rebuild, error)
+            live = await self._report(found)
+        free = shutil.disk_usage(self._config.path).free
+        self._capacity_nbytes = self._config.capacity or int((free + self._used_nbytes) * _FREE_SHARE)
+        self._file_numbers = itertools.count(newest + 1)
+        logger.info("disk tier: %d objects found in %.2f s", len(live), time.monotonic() - began)
+        self._sweep = asyncio.create_task(self.run((), self._remove_orphans, live, newest))
+
+    async def close(self) -> None:
+        """See Tier."""
+        self._closing = True
+        if self._sweep is not None:
+            with contextlib.suppress(asyncio.CancelledError, OSError):
+                await self._sweep
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._index.close)
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _prepare(self) -> int:
+        """Make the folders and take the lock; the highest file number in use."""
+        self._objects.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock_fd = os.open(self._config.path / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TierError(f"{self._config.path} is in use by another gateway; give each its own folder") from error
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir(mode=0o700)
+        folders = [int(folder.name, 16) for folder in self._objects.iterdir()]
+        return max(folders) * _FILES_PER_FOLDER + _FILES_PER_FOLDER if folders else 0
+
+    async def _report(self, found: Callable[[Iterable[tuple[Record, Copy]]], None]) -> array[int]:
+        """Pass on what the index holds; the numbers of its files."""
+        live: array[int] = array("Q")
+        self._used_nbytes = 0
+        batches = self._index.rows()
+        while batch := await self.run((), next, batches, None):
+            live.extend(file for _, file in batch)
+            self._used_nbytes += sum(footprint(record.nbytes) for record, _ in batch)
+            found(batch)
+        return live
+
+    def _rebuild(self, error: Exception) -> None:
+        logger.error("the disk index cannot be read (%s); rebuilding it from the files", error)
+        self._index.close()
+        base = self._config.path / "index.sqlite3"
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(f"{base}{suffix}", f"{base}{suffix}.unreadable")
+        self._index = DiskIndex(base, durable=self.fsync)
+        self._index.open()
+        newest: dict[tuple[str, ...], tuple[Record, int]] = {}
+        for file, path in self._files():
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    record, _ = read_footer(fd)
+                finally:
+                    os.close(fd)
+            except (OSError, CorruptCopy):
+                continue  # no row will name it, so that it is removed as an orphan
+            known = newest.get(record[:3])
+            if known is None or known[1] < file:
+                newest[record[:3]] = (record, file)
+        rows = list(newest.values())
+        for begin in range(0, len(rows), BATCH_ROWS):
+            self._index.put_now(rows[begin : begin + BATCH_ROWS])
+        logger.warning("the disk index is rebuilt: %d objects", len(rows))
+
+    def _files(self) -> Iterator[tuple[int, str]]:
+        for folder in self._objects.iterdir():
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    yield int(entry.name, 16), entry.path
+
+    def _remove_orphans(self, live: array[int], newest: int) -> None:
+        """Remove the files up to number `newest` that the index did not name at the start."""
+        live = array("Q", sorted(live))
+        removed = 0
+        for file, path in self._files():
+            if self._closing:
+                return
+            at = bisect.bisect_left(live, file)
+            if file <= newest and (at == len(live) or live[at] != file):
+                removed += _unlink(Path(path))
+        if removed:
+            logger.info("disk tier: removed %d files of unfinished writes", removed)
+
+    # --- room ---------------------------------------------------------------------------------------------------------
+
+    def usage(self) -> Usage:
+        """See Tier."""
+        return Usage(self._used_nbytes, self._capacity_nbytes)
+
+    def room(self, tenant: str) -> int:
+        """See Tier."""
+        return _body_nbytes(self._capacity_nbytes - self._used_nbytes)
+
+    def limit(self) -> int:
+        """See Tier."""
+        return _body_nbytes(self._capacity_nbytes)
+
+    def take(self, nbytes: int) -> None:
+        """Count `nbytes` more as taken, or give back when negative; for this tier's uploads."""
+        self._used_nbytes += nbytes
+
+    # --- copies -------------------------------------------------------------------------------------------------------
+
+    async def begin(self, tenant: str, nbytes: int | None) -> DiskUpload:
+        """See Tier."""
+        if nbytes is not None and nbytes > self.room(tenant):
+            raise TierFull(f"the disk tier has no room for {nbytes} bytes")
+        return DiskUpload(self, next(self._file_numbers), nbytes or 0)
+
+    async def publish(self, record: Record, copy: Copy) -> None:
+        """See Tier."""
+        await self._index.put(record, copy)
+
+    def open(self, record: Record, copy: Copy) -> DiskReader:
+        """See Tier."""
+        return DiskReader(self, record, self.path(copy))
+
+    async def delete(self, record: Record, copy: Copy) -> None:
+        """See Tier."""
+        try:
+            await self._index.remove(record, copy)
+        finally:
+            if await self.run((), _unlink, self.path(copy)):
+                self.take(-footprint(record.nbytes))
+
+    # --- for uploads and readers --------------------------------------------------------------------------------------
+
+    @property
+    def folder(self) -> Path:
+        """The tier's folder."""
+        return self._config.path
+
+    def path(self, file: int) -> Path:
+        """Where file number `file` lies."""
+        return self._objects / f"{file // _FILES_PER_FOLDER:x}" / f"{file:x}"
+
+    def temporary_path(self, file: int) -> Path:
+        """Where file number `file` lies until it is complete."""
+        return self._temporary / f"{file:x}"
+
+    def settle(self, file: int) -> None:
+        """Move a complete file to its place. Blocks."""
+        path = self.path(file)
+        if path.parent not in self._folders:
+            path.parent.mkdir(mode=0o700, exist_ok=True)
+            self._folders.add(path.parent)
+        os.rename(self.temporary_path(file), path)
+        if self.fsync:
+            for folder in (path.parent, self._objects):
+                fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+
+    @property
+    def fsync(self) -> bool:
+        """Whether files must survive a loss of power."""
+        return self._config.fsync
+
+    async def run(self, lease: Lease | tuple[()], fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work in one of the tier's threads, to its end even when the caller is cancelled.
+
+        The lease is held until then. Raises TierError for what the system refuses.
+        """
+        with _tier_errors():
+            return await run_holding(lease, self._threads, fn, *args, **kwargs)
+
+
+class DiskUpload:
+    """A file on its way into the tier."""
+
+    def __init__(self, tier: DiskTier, file: int, nbytes: int) -> None:
+        self._tier = tier
+        self._file = file
+        self._offset = 0
+        self._fd = -1
+        self._lock = threading.Lock()  # held by whichever thread uses the descriptor
+        self._ended = False
+        self._taken_nbytes = footprint(nbytes)
+        tier.take(self._taken_nbytes)
+
+    async def write(self, lease: Lease, start: int, stop: int) -> None:
+        """See Upload."""
+        grown = footprint(self._offset + stop - start) - self._taken_nbytes
+        if grown > 0:
+            if grown > self._tier.room(lease.owner):
+                raise TierFull(f"the disk tier has no room for an object of {self._offset + stop - start} bytes")
+            self._taken_nbytes += grown
+            self._tier.take(grown)
+        offset, self._offset = self._offset, self._offset + stop - start
+        await self._tier.run(lease, self._write, lease.slices(start, stop), offset)
+
+    async def finish(self, record: Record, blocks: array[int]) -> Copy:
+        """See Upload."""
+        self._ended = True
+        try:
+            await self._tier.run((), self._finish, encode_footer(record, blocks))
+        except BaseException:
+            self._ended = False
+            raise
+        self._tier.take(footprint(record.nbytes) - self._taken_nbytes)
+        return self._file
+
+    async def abort(self) -> None:
+        """See Upload."""
+        if not self._ended:
+            self._ended = True
+            self._tier.take(-self._taken_nbytes)
+            await self._tier.run((), self._discard)
+
+    def _write(self, views: list[memoryview], offset: int) -> None:
+        with self._lock:
+            if self._fd < 0:
+                self._fd = os.open(self._tier.temporary_path(self._file), _NEW_FILE, 0o600)
+            write_all(self._fd, views, offset)
+
+    def _finish(self, footer: bytes) -> None:
+        self._write([memoryview(footer)], self._offset)
+        with self._lock:
+            if self._tier.fsync:
+                os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        self._tier.settle(self._file)
+
+    def _discard(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+        _unlink(self._tier.temporary_path(self._file))
+
+
+class DiskReader:
+    """One open file. Its descriptor keeps the bytes readable after the file has been removed."""
+
+    def __init__(self, tier: DiskTier, record: Record, path: Path) -> None:
+        self._tier = tier
+        self._record = record
+        self._path = path
+        self._fd = -1
+        self._blocks: array[int] = array("Q")
+        self._lock = threading.Lock()  # held by whichever thread uses the descriptor
+
+    async def read_into(self, start: int, lease: Lease, nbytes: int) -> None:
+        """See Reader."""
+        await self._tier.run(lease, self._read, start, lease.slices(0, nbytes))
+
+    async def close(self) -> None:
+        """See Reader."""
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+            self._close()
+        else:  # a thread whose caller was cancelled still reads
+            await self._tier.run((), self._close)
+
+    def _read(self, start: int, views: list[memoryview]) -> None:
+        with self._lock:
+            if self._fd < 0:
+                self._fd, self._blocks = open_verified(str(self._path), self._record)
+            read_all(self._fd, views, start)
+            stop = start + sum(map(len, views))
+            if not verify_blocks(views, start, stop, self._record.nbytes, self._blocks):
+                raise CorruptCopy("the bytes on disk do not match their digest")
+
+    def _close(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                os.close(self._fd)
+                self._fd = -1
+
+
+def footprint(nbytes: int) -> int:
+    """The room that an object of `nbytes` is counted for: its blocks on disk and an allowance for the footer."""
+    with_footer = nbytes + _FOOTER_ALLOWANCE_NBYTES + 8 * (nbytes // BLOCK_NBYTES)
+    return -(-with_footer // _PAGE_NBYTES) * _PAGE_NBYTES
+
+
+def _body_nbytes(room_nbytes: int) -> int:
+    """The largest body whose footprint fits into `room_nbytes`, to within two pages."""
+    return max(0, room_nbytes - _FOOTER_ALLOWANCE_NBYTES - _PAGE_NBYTES - 8 * (room_nbytes // BLOCK_NBYTES))
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _tier_errors() -> Iterator[None]:
+    """Turn what the system says into what a tier says."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _OUT_OF_SPACE:
+            raise TierFull(f"the disk is full: {error.strerror}") from error
+        raise TierError(f"the disk tier failed: {error}", transient=error.errno in _TRANSIENT) from error

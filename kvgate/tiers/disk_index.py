@@ -1,0 +1,180 @@
+"""The durable index of a disk tier: which file holds which object, in SQLite.
+
+Writes are gathered: while one transaction commits, those that arrive meanwhile form the next one. They take effect in
+the order of the calls. WAL with synchronous=NORMAL survives the death of the process at any point; FULL also survives
+the loss of power.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from kvgate.errors import TierError
+from kvgate.tiers.base import NO_ATTRIBUTES, Record
+
+BATCH_ROWS = 20_000
+
+_SCHEMA = """
+create table namespaces (id integer primary key, tenant text not null, bucket text not null, unique (tenant, bucket));
+create table objects (
+    namespace integer not null, key text not null, file integer not null, nbytes integer not null,
+    crc64nvme integer not null, mtime_ms integer not null, attributes text,
+    primary key (namespace, key)
+) without rowid;
+pragma user_version = 1;
+"""
+_PUT = """insert into objects values (?, ?, ?, ?, ?, ?, ?) on conflict (namespace, key) do update set
+    file = excluded.file, nbytes = excluded.nbytes, crc64nvme = excluded.crc64nvme, mtime_ms = excluded.mtime_ms,
+    attributes = excluded.attributes"""
+_REMOVE = "delete from objects where namespace = ? and key = ? and file = ?"
+_ALL = """select key, nbytes, crc64nvme, mtime_ms, attributes, file from objects where namespace = ? order by key"""
+
+
+class DiskIndex:
+    """The index file of one disk tier. Except for `put` and `remove`, methods block and run in the caller's thread."""
+
+    def __init__(self, path: Path, *, durable: bool) -> None:
+        self._path = path
+        self._durable = durable
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kvgate-disk-index")
+        self._namespaces: dict[tuple[str, str], int] = {}
+        self._pending: list[tuple[str, Record, int]] = []
+        self._gathering: asyncio.Future[None] | None = None
+        self._committing = False
+        self._db: sqlite3.Connection
+
+    def exists(self) -> bool:
+        """Whether there is an index file that is not empty."""
+        return self._path.exists() and self._path.stat().st_size > 0
+
+    def open(self) -> None:
+        """Open or create the index. Raises sqlite3.DatabaseError when the file is no usable index."""
+        self._db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+        try:
+            self._db.execute("pragma journal_mode = wal")
+            self._db.execute(f"pragma synchronous = {'full' if self._durable else 'normal'}")
+            (version,) = self._db.execute("pragma user_version").fetchone()
+            if version == 0:
+                self._db.executescript(_SCHEMA)
+            elif version != 1:
+                raise TierError(f"{self._path} has index version {version}; this kvgate reads version 1")
+            for number, tenant, bucket in self._db.execute("select id, tenant, bucket from namespaces"):
+                self._namespaces[tenant, bucket] = number
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Finish what is under way and close the file."""
+        self._thread.shutdown(wait=True)
+        with contextlib.suppress(AttributeError):  # never opened
+            self._db.close()
+
+    def rows(self) -> Iterator[list[tuple[Record, int]]]:
+        """Every object and its file, in batches sorted by key within a bucket. Raises sqlite3.DatabaseError."""
+        texts: dict[str, Any] = {}
+        for (tenant, bucket), namespace in list(self._namespaces.items()):
+            cursor = self._db.execute(_ALL, (namespace,))
+            while batch := cursor.fetchmany(BATCH_ROWS):
+                try:
+                    yield [
+                        (Record(tenant, bucket, key, nbytes, crc & _U64, mtime, _attributes(text, texts)), file)
+                        for key, nbytes, crc, mtime, text, file in batch
+                        if nbytes >= 0 <= file
+                    ]
+                except (TypeError, ValueError) as error:
+                    raise sqlite3.DatabaseError(f"a row cannot be read: {error}") from error
+
+    def put_now(self, rows: list[tuple[Record, int]]) -> None:
+        """Record a batch of objects in the calling thread; used to rebuild the index before anything else runs."""
+        self._commit([(_PUT, record, file) for record, file in rows])
+
+    async def put(self, record: Record, file: int) -> None:
+        """Record that `file` holds the current version of an object; durable on return. Raises TierError."""
+        await self._apply(_PUT, record, file)
+
+    async def remove(self, record: Record, file: int) -> None:
+        """Forget an object, if `file` is the one that the index has for it; durable on return. Raises TierError."""
+        await self._apply(_REMOVE, record, file)
+
+    async def _apply(self, statement: str, record: Record, file: int) -> None:
+        loop = asyncio.get_running_loop()
+        self._pending.append((statement, record, file))
+        if self._gathering is None:
+            self._gathering = loop.create_future()
+        committed = self._gathering
+        if not self._committing:
+            self._start_commit(loop)
+        await asyncio.shield(committed)
+
+    def _start_commit(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch, committed = self._pending, self._gathering
+        assert committed is not None
+        self._pending, self._gathering, self._committing = [], None, True
+
+        def ended(running: asyncio.Future[None]) -> None:
+            self._committing = False
+            error = running.exception()
+            if error is None:
+                committed.set_result(None)
+            else:
+                committed.set_exception(TierError(f"the disk index could not be written: {error}", transient=True))
+                committed.exception()  # whoever still waits sees it; nobody has to
+            if self._pending:
+                self._start_commit(loop)
+
+        loop.run_in_executor(self._thread, self._commit, batch).add_done_callback(ended)
+
+    def _commit(self, batch: list[tuple[str, Record, int]]) -> None:
+        self._db.execute("begin immediate")
+        try:
+            for statement, record, file in batch:
+                namespace = self._namespace(record.tenant, record.bucket)
+                if statement is _REMOVE:
+                    self._db.execute(_REMOVE, (namespace, record.key, file))
+                    continue
+                text = json.dumps(dict(record.attributes), separators=(",", ":")) if record.attributes else None
+                crc = record.crc64nvme - (1 << 64) if record.crc64nvme >> 63 else record.crc64nvme
+                self._db.execute(_PUT, (namespace, record.key, file, record.nbytes, crc, record.mtime_ms, text))
+            self._db.execute("commit")
+        except BaseException:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("rollback")
+            self._forget_unsaved_namespaces()
+            raise
+
+    def _namespace(self, tenant: str, bucket: str) -> int:
+        number = self._namespaces.get((tenant, bucket))
+        if number is None:
+            row = self._db.execute(
+                "insert into namespaces (tenant, bucket) values (?, ?) returning id", (tenant, bucket)
+            )
+            (number,) = row.fetchone()
+            self._namespaces[tenant, bucket] = number
+        return number
+
+    def _forget_unsaved_namespaces(self) -> None:
+        with contextlib.suppress(sqlite3.Error):
+            saved = self._db.execute("select tenant, bucket, id from namespaces").fetchall()
+            self._namespaces = {(tenant, bucket): number for tenant, bucket, number in saved}
+
+
+_U64 = (1 << 64) - 1
+
+
+def _attributes(text: str | None, known: dict[str, Any]) -> Any:
+    """The attributes in a row; equal ones share one mapping, since a million chunks differ little in them."""
+    if text is None:
+        return NO_ATTRIBUTES
+    if text not in known:
+        if len(known) > BATCH_ROWS:
+            known.clear()
+        known[text] = json.loads(text)
+    return known[text]

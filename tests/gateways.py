@@ -1,0 +1,134 @@
+"""Real gateways for the tests: `kvgate serve` in a process of its own, on ports and a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+START_S = 20.0
+
+
+@dataclass(frozen=True)
+class Credential:
+    access_key: str
+    secret_key: str
+
+
+ALPHA = Credential("ALPHAKEY0000", "alpha-secret-0123456789abcdef")
+BETA = Credential("BETAKEY00000", "beta-secret-0123456789abcdef")
+
+
+def default_config(folder: Path) -> dict[str, Any]:
+    """Two tenants, 256 MiB of memory, 2 GiB of disk."""
+    return {
+        "listen": {"host": "127.0.0.1", "port": free_port(), "admin_port": free_port()},
+        "tenants": {
+            "alpha": {"access_keys": [vars(ALPHA)], "buckets": ["alpha-bucket", "shared-name"]},
+            "beta": {"access_keys": [vars(BETA)], "buckets": ["beta-bucket", "shared-name"]},
+        },
+        "tiers": {"host": {"capacity": "256MiB"}, "disk": {"path": str(folder / "disk"), "capacity": "2GiB"}},
+        "store": {},
+    }
+
+
+@dataclass
+class RunningGateway:
+    """One gateway. `config` may be changed between `stop` and `start`."""
+
+    folder: Path
+    config: dict[str, Any]
+    process: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.config['listen']['port']}"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.config['listen']['admin_port']}"
+
+    @property
+    def port(self) -> int:
+        return int(self.config["listen"]["port"])
+
+    @property
+    def disk(self) -> Path:
+        return Path(self.config["tiers"]["disk"]["path"])
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "gateway.log").read_text()
+
+    def start(self) -> RunningGateway:
+        path = self.folder / "kvgate.yaml"
+        path.write_text(yaml.safe_dump(self.config))
+        with (self.folder / "gateway.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "kvgate.cli", "serve", "--config", str(path)],
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **self.environment},
+            )
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the gateway ended with {self.process.returncode}:\n{self.log}")
+            if self.is_ready():
+                return self
+            time.sleep(0.02)
+        raise AssertionError(f"the gateway was not ready in {START_S} s:\n{self.log}")
+
+    def is_ready(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.admin_url}/readyz", timeout=2) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def stop(self) -> int:
+        """SIGTERM and wait: the gateway drains. Its exit status."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(timeout=60)
+        self.process = None
+        return status
+
+    def kill(self) -> None:
+        """SIGKILL and wait."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def metrics(self) -> dict[str, float]:
+        """The samples of /metrics, by name and labels as they are written there."""
+        with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10) as answer:
+            lines = answer.read().decode().splitlines()
+        samples = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
+        return {name: float(value) for name, value in samples}
+
+    def descriptors(self) -> int:
+        """How many descriptors the gateway has open."""
+        assert self.process is not None
+        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
