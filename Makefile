@@ -1,0 +1,37 @@
+# Needs GNU make and Python 3.11 or later; all else is installed into .venv and .cache in this folder.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench
+
+# The engine tests run a small transformers model on the CPU.
+TORCH := torch==2.13.0
+
+help: ## Say what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | while IFS=$$'\t' read -r verb words; do \
+		printf '  make %-8s %s\n' "$$verb" "$$words"; done
+
+demo: .cache/demo/installed ## Run a gateway and a small model that reuses its KV, and print the difference
+	.cache/demo/bin/python examples/demo/run.py
+
+test: .venv/installed ## Run every test
+	.venv/bin/pytest
+
+check: .venv/installed ## Lint, format, types and layers
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: .venv/installed ## Run the load tests, about two minutes
+	for script in loadtest/*.py; do echo "--- $$script"; timeout 120 .venv/bin/python "$$script"; done
+
+.venv/installed: pyproject.toml
+	.ci/venv .venv --editable '.[dev,transformers]' $(TORCH)
+	touch $@
+
+.cache/demo/installed: pyproject.toml examples/demo/requirements.txt
+	.ci/venv .cache/demo --editable . --requirement examples/demo/requirements.txt $(TORCH)
+	touch $@

@@ -1,0 +1,200 @@
+"""Uploads new chunks behind the engine's back.
+
+1. `submit` never waits: a job that does not fit is dropped whole, and counted.
+2. A job keeps its cache tensors alive until its last chunk is sent, and counts with all their bytes until then. So at
+   most `max_held_nbytes` are held, and one chunk body.
+3. Chunks go in the order of their sequence, after the manifest of their space.
+4. Nothing that goes wrong here reaches the engine. It is counted, by reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine_adapters.transformers import kv_layout
+from engine_adapters.transformers.breaker import Breaker
+from engine_adapters.transformers.stats import Ledger
+from kvgate.chunk.header import ChunkHeader
+from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.chunk.space import Space
+from kvgate.client.sync import Client
+from kvgate.errors import GatewayError, GatewayUnavailable
+
+_log = logging.getLogger(__name__)
+
+_ATTEMPTS = 3
+_OVERLOAD_PAUSE_S = 1.0
+_SLOW_DOWN = 503
+_HELD_ALREADY = frozenset({"PreconditionFailed", "ImmutableConflict"})
+_WORTH_ANOTHER = frozenset({"SlowDown", "UnknownSpace"})
+
+
+@dataclass(frozen=True, slots=True)
+class NewChunks:
+    """Full chunks of one sequence that the gateway is not known to have.
+
+    chain:  the root, then the hash of every full chunk of the sequence, up to the last new one
+    first:  index of the first new chunk; the others follow it
+    layers: K and V of each layer, [1, kv_heads, tokens, head_dim], which nobody writes to any more
+    """
+
+    space: Space
+    chain: Sequence[bytes]
+    first: int
+    layers: Sequence[tuple[Any, Any]]
+
+    @property
+    def indices(self) -> range:
+        """Which chunks of the sequence are new."""
+        return range(self.first, len(self.chain) - 1)
+
+    @property
+    def held_nbytes(self) -> int:
+        """Bytes of memory that the job keeps."""
+        return sum(tensor.nbytes for pair in self.layers for tensor in pair)
+
+
+class BackgroundStore:
+    """A bounded queue of new chunks, and the one thread that sends them. Every method may be called from any thread."""
+
+    def __init__(
+        self,
+        client: Client,
+        bucket: str,
+        breaker: Breaker,
+        ledger: Ledger,
+        *,
+        max_held_nbytes: int,
+        put_deadline_s: float,
+    ) -> None:
+        self._client = client
+        self._bucket = bucket
+        self._breaker = breaker
+        self._ledger = ledger
+        self._max_held_nbytes = max_held_nbytes
+        self._put_deadline_s = put_deadline_s
+        self._changed = threading.Condition()
+        self._jobs: deque[NewChunks] = deque()  # the first is the one under way
+        self._held_nbytes = 0
+        self._closed = False
+        self._manifests: set[str] = set()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, job: NewChunks) -> bool:
+        """Take over a job; False when it was dropped."""
+        nbytes = job.held_nbytes
+        with self._changed:
+            taken = not self._closed and self._held_nbytes + nbytes <= self._max_held_nbytes
+            if taken:
+                self._held_nbytes += nbytes
+                self._jobs.append(job)
+                self._changed.notify_all()
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="kvgate-store", daemon=True)
+                    self._thread.start()
+        if not taken:
+            self._ledger.dropped("closed" if self._closed else "background full", len(job.indices))
+        return taken
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until everything submitted was sent or given up; False when that took longer than `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._jobs, timeout_s)
+
+    def close(self, timeout_s: float) -> None:
+        """Take no more, send for at most `timeout_s`, and drop the jobs that have not begun. May be called twice."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: not self._jobs, timeout_s)
+            while len(self._jobs) > 1:
+                job = self._jobs.pop()
+                self._held_nbytes -= job.held_nbytes
+                self._ledger.dropped("closed", len(job.indices))
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._jobs or self._closed)
+                if not self._jobs:
+                    return
+                job = self._jobs[0]
+            try:
+                self._store(job)
+            finally:
+                with self._changed:
+                    self._jobs.popleft()
+                    self._held_nbytes -= job.held_nbytes
+                    del job  # its tensors must not live on while this thread waits
+                    self._changed.notify_all()
+
+    def _store(self, job: NewChunks) -> None:
+        body = torch.empty(kv_layout.body_nbytes(job.space.layout), dtype=torch.uint8)
+        for index in job.indices:
+            left = job.indices.stop - index
+            if not self._breaker.allows():
+                return self._ledger.dropped("gateway unavailable", left)
+            try:
+                self._fill(body, job, index)
+                stored = self._put(job.space, job.chain[index + 1], memoryview(body.numpy()))
+            except GatewayUnavailable as error:
+                self._breaker.failed()
+                self._ledger.failed(type(error).__name__, 1)
+            except GatewayError as error:  # what is refused once is refused for the others too
+                _log.warning("new chunks are not stored: %s", error)
+                self._ledger.failed(error.code, 1)
+                return self._ledger.dropped(error.code, left - 1)
+            except Exception as error:
+                _log.exception("new chunks are not stored")
+                self._ledger.failed(type(error).__name__, 1)
+                return self._ledger.dropped("defect", left - 1)
+            else:
+                self._breaker.succeeded()
+                if stored:
+                    self._ledger.stored(body.nbytes)
+                else:
+                    self._ledger.present()
+        return None
+
+    def _fill(self, body: Any, job: NewChunks, index: int) -> None:
+        space, first_token = job.space, index * job.space.chunk_tokens
+        header = ChunkHeader.encode(space, job.chain[index + 1], job.chain[index], first_token)
+        kv_layout.fill_body(body, header, space.layout, job.layers, first_token)
+
+    def _put(self, space: Space, chunk_hash: bytes, body: memoryview) -> bool:
+        """Store a chunk; False when the gateway has one of this name already. Raises GatewayError."""
+        key = str(ChunkKey(space.id, chunk_hash.hex()))
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._put_manifest(space)
+                self._client.put(self._bucket, key, body, if_none_match=True, deadline_s=self._put_deadline_s)
+            except GatewayError as error:
+                if error.code in _HELD_ALREADY:
+                    return False
+                if attempt == _ATTEMPTS - 1 or error.code not in _WORTH_ANOTHER:
+                    raise
+                self._manifests.discard(space.id)  # it may be what was lost
+                time.sleep(_OVERLOAD_PAUSE_S if error.status == _SLOW_DOWN else 0.0)
+            else:
+                return True
+        raise AssertionError("unreachable")
+
+    def _put_manifest(self, space: Space) -> None:
+        if space.id not in self._manifests:
+            manifest = space.canonical_json()
+            self._client.put(
+                self._bucket,
+                str(ManifestKey(space.id)),
+                manifest,
+                content_type="application/json",
+                deadline_s=self._put_deadline_s,
+            )
+            self._manifests.add(space.id)

@@ -1,0 +1,71 @@
+"""Chunk bodies to a DynamicCache, and back, bit for bit.
+
+A body is 4,096 bytes of header and kv[layers, 2, kv_heads, tokens, head_dim]; a cache layer holds K and V of
+[1, kv_heads, tokens, head_dim] each. Copies are one strided pass a chunk; nothing is converted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kvgate.chunk.layout import DATA_START, Layout
+from kvgate.errors import LayoutError
+
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def body_nbytes(layout: Layout) -> int:
+    """Bytes of a whole chunk object."""
+    return DATA_START + layout.nbytes
+
+
+def fill_cache(cache: Any, layout: Layout, bodies: Any, device: Any) -> None:
+    """Put the KV of consecutive chunks, the first of a sequence, into an empty DynamicCache.
+
+    bodies: (chunks, body_nbytes(layout)) uint8 on the CPU; may be written again after the call
+    """
+    chunks = bodies.shape[0]
+    kv = bodies[:, DATA_START:].to(device).view(DTYPES[layout.dtype]).view(chunks, *layout.shape)
+    tokens = chunks * layout.tokens
+    # [chunks, layers, 2, heads, tokens, dim] to [layers, 2, 1, heads, all tokens, dim]: the only copy on this device.
+    joined = kv.permute(1, 2, 3, 0, 4, 5).clone(memory_format=torch.contiguous_format)
+    joined = joined.view(layout.layers, 2, 1, layout.kv_heads, tokens, layout.head_dim)
+    for layer, (keys, values) in zip(cache.layers, joined, strict=True):
+        # What DynamicLayer.update does to an empty layer, without its copy.
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+
+
+def check_cache(layers: Sequence[tuple[Any, Any]], layout: Layout, tokens: int) -> None:
+    """Accept K and V of every layer for at least `tokens` tokens of one sequence. Raises LayoutError."""
+    if len(layers) != layout.layers:
+        raise LayoutError(f"a cache of {len(layers)} layers, the space has {layout.layers}")
+    for index, pair in enumerate(layers):
+        for tensor in pair:
+            batch, heads, held, dim = tensor.shape
+            if (batch, heads, dim) != (1, layout.kv_heads, layout.head_dim) or held < tokens:
+                raise LayoutError(f"layer {index} holds {list(tensor.shape)}")
+            if tensor.dtype != DTYPES[layout.dtype]:
+                raise LayoutError(f"layer {index} holds {tensor.dtype}, the space says {layout.dtype}")
+
+
+def fill_body(body: Any, header: bytes, layout: Layout, layers: Sequence[tuple[Any, Any]], first_token: int) -> None:
+    """Write a whole chunk object.
+
+    body:   body_nbytes(layout) bytes of uint8 on the CPU
+    layers: K and V of each layer, [1, kv_heads, at least first_token + layout.tokens, head_dim]
+    """
+    body[:DATA_START] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
+    kv = body[DATA_START:].view(DTYPES[layout.dtype]).view(layout.shape)
+    last = first_token + layout.tokens
+    device = layers[0][0].device
+    # From another device the chunk is gathered there, and crosses in one piece.
+    target = kv if device == kv.device else torch.empty_like(kv, device=device)
+    for layer, pair in zip(target, layers, strict=True):
+        for part, tensor in zip(layer, pair, strict=True):
+            part.copy_(tensor[0, :, first_token:last])
+    if target is not kv:
+        kv.copy_(target)

@@ -1,0 +1,1 @@
+"""The `kvgate` command: one file a verb, imported only when that verb is asked for."""

@@ -1,0 +1,7 @@
+"""`python -m kvgate.cli` is the `kvgate` command."""
+
+import sys
+
+from kvgate.cli.main import main
+
+sys.exit(main())

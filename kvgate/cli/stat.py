@@ -1,0 +1,102 @@
+"""`kvgate stat`: what one object is; of a chunk also which tokens of which model it holds."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from kvgate.chunk.header import ChunkHeader
+from kvgate.chunk.key import ChunkKey, ManifestKey, parse_key
+from kvgate.chunk.safetensors import decode_header
+from kvgate.chunk.space import MAX_MANIFEST_NBYTES, Space
+from kvgate.cli import connection
+from kvgate.cli.address import Address, object_address
+from kvgate.cli.terminal import human_size, printable
+from kvgate.client.sync import Client
+from kvgate.errors import GatewayError
+
+DESCRIPTION = """\
+Say what one object is. Of a chunk, a key kv/<space>/<hash>, the header is fetched too (its first 4,096 bytes) and the
+manifest of its space: which tokens, of which model, in which shape. The KV itself stays where it is.
+"""
+
+EXAMPLES = """\
+examples:
+  kvgate stat s3://kv/report.txt
+  kvgate stat s3://kv/kv/<space>/<hash>            a chunk
+  kvgate stat s3://kv/kv/<space>/manifest.json     a space
+  kvgate stat --json s3://kv/kv/<space>/<hash> | jq -r .space.model
+"""
+
+_HEADER_NBYTES = 4096
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of this verb."""
+    parser.add_argument("address", type=object_address, metavar="s3://BUCKET/KEY", help="the object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    connection.add_arguments(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what the gateway and the object itself say."""
+    with connection.connect(options) as client:
+        facts = _facts(client, options.address)
+    if options.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print(printable(str(options.address)))
+        _print(facts | {"nbytes": f"{facts['nbytes']} ({human_size(facts['nbytes'])})"})
+    return 0
+
+
+def _facts(client: Client, address: Address) -> dict[str, Any]:
+    info = client.head(address.bucket, address.key)
+    facts: dict[str, Any] = {
+        "bucket": address.bucket,
+        "key": address.key,
+        "nbytes": info.nbytes,
+        "modified": info.modified,
+        "etag": info.etag,
+        "content_type": info.content_type,
+        "crc64nvme": None if info.crc64nvme is None else f"{info.crc64nvme:016x}",
+        "metadata": dict(info.metadata),
+    }
+    match parse_key(address.key):
+        case ChunkKey(space=space):
+            return facts | _chunk(client, address, info.nbytes) | {"space": _space(client, address.bucket, space)}
+        case ManifestKey(space=space):
+            return facts | {"space": _space(client, address.bucket, space)}
+    return facts
+
+
+def _chunk(client: Client, address: Address, nbytes: int) -> dict[str, Any]:
+    """The chunk's own account of itself. Raises InvalidChunk for a body that is none."""
+    prefix = client.get(address.bucket, address.key, start=0, stop=min(_HEADER_NBYTES, nbytes)).body
+    header = decode_header(prefix or b"", nbytes)
+    chunk = ChunkHeader.from_metadata(header.metadata)
+    tensors = {name: {"dtype": info.dtype, "shape": list(info.shape)} for name, info in header.tensors.items()}
+    return {"chunk": chunk.metadata() | {"data_start": header.data_start}, "tensors": tensors}
+
+
+def _space(client: Client, bucket: str, space: str) -> dict[str, Any] | None:
+    """The manifest of a space, or None when the bucket has none: its chunks cannot be told apart any more."""
+    try:
+        body = client.get(bucket, str(ManifestKey(space)), start=0, stop=MAX_MANIFEST_NBYTES).body
+    except GatewayError as error:
+        if error.status == 404:
+            return None
+        raise
+    return Space.from_canonical_json(body or b"").manifest()
+
+
+def _print(facts: Mapping[str, Any], indent: str = "  ") -> None:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            if value:
+                print(f"{indent}{printable(name)}")
+                _print(value, indent + "  ")
+        else:
+            print(f"{indent}{printable(name):14}  {'-' if value is None else printable(str(value))}")

@@ -1,0 +1,280 @@
+"""The asyncio client of a gateway, on aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Self, TypeVar
+
+from aiohttp import (
+    ClientConnectorError,
+    ClientError,
+    ClientOSError,
+    ClientResponse,
+    ClientSession,
+    ClientTimeout,
+    DummyCookieJar,
+    ServerDisconnectedError,
+    TCPConnector,
+)
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.payload import Payload
+from awscrt.checksums import crc64nvme
+from yarl import URL
+
+from kvgate.auth.sigv4 import Credential
+from kvgate.client import loader
+from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed
+from kvgate.client.buffers import ReadableBuffer, pieces, readable, writable
+from kvgate.client.call import Call, Calls
+from kvgate.client.download import Download
+from kvgate.client.endpoint import parse_endpoint
+from kvgate.client.values import Bucket, Entry, Match, Object, ObjectInfo, Stats, TenantInfo
+from kvgate.errors import DeadlineExceeded, GatewayUnavailable
+from kvgate.messages import Headers
+
+_WRITE_NBYTES = 1 << 20
+_READ_BUFFER_NBYTES = 1 << 20
+_CHECKSUM_NBYTES = 8 << 20
+"""Checksummed without a break: less than a millisecond of the loop's time."""
+
+T = TypeVar("T")
+
+
+class AsyncClient:
+    """The calls of `kvgate.client.sync.Client`, with the same arguments, deadlines and errors, for one event loop.
+
+    A cancelled call has let go of the caller's buffers when it raises CancelledError.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        access_key: str,
+        secret_key: str,
+        *,
+        deadline_s: float = 5.0,
+        max_connections: int = 8,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """No I/O yet, and no event loop needed. The arguments are those of `Client`."""
+        endpoint = parse_endpoint(url)
+        self.max_connections = max_connections
+        self._url = str(endpoint)
+        self._access_key = access_key
+        self._deadline_s = deadline_s
+        self._tls = (tls or ssl.create_default_context()) if endpoint.tls else None
+        self._calls = Calls(endpoint, Credential(access_key, secret_key))
+        self._session: ClientSession | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self._url!r}, {self._access_key!r})"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End every connection. Idempotent."""
+        self._closed = True
+        if self._session is not None:
+            await self._session.close()
+
+    # --- KV calls ---
+
+    async def tenant(self, *, deadline_s: float | None = None) -> TenantInfo:
+        return await self._perform(self._calls.tenant(), deadline_s)
+
+    async def match(
+        self, bucket: str, space: str, hashes: Sequence[bytes], *, lease_s: float = 30, deadline_s: float | None = None
+    ) -> Match:
+        return await self._perform(self._calls.match(bucket, space, hashes, lease_s), deadline_s)
+
+    async def release(self, lease: str, *, deadline_s: float | None = None) -> None:
+        await self._perform(self._calls.release(lease), deadline_s)
+
+    async def stats(self, *, deadline_s: float | None = None) -> Stats:
+        return await self._perform(self._calls.stats(), deadline_s)
+
+    async def load_chunks(
+        self,
+        bucket: str,
+        space: str,
+        hashes: Sequence[bytes],
+        buffers: Sequence[memoryview],
+        deadline_s: float | None = None,
+    ) -> int:
+        return await loader.load_chunks_async(
+            self, bucket, space, hashes, buffers, self._deadline_s if deadline_s is None else deadline_s
+        )
+
+    # --- objects ---
+
+    async def get(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        into: memoryview | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Object:
+        span = None if start is None and stop is None else (start or 0, stop)
+        room = None if into is None else writable(into)
+        call = self._calls.get(bucket, key, span)
+        async with self._limit(deadline_s), self._exchange(call) as response:
+            headers = Headers(response.headers.items())
+            if response.status not in (200, 206):
+                call.read(await _answer(response))
+            download = Download(key, response.status, headers, span, room)
+            async for arrived in response.content.iter_any():
+                download.feed(arrived)
+        return download.finish()
+
+    async def put(
+        self,
+        bucket: str,
+        key: str,
+        views: ReadableBuffer | Sequence[ReadableBuffer],
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        deadline_s: float | None = None,
+    ) -> str:
+        body = readable(views)
+        async with self._limit(deadline_s):
+            crc = 0
+            for piece in pieces(body, _CHECKSUM_NBYTES):
+                crc = crc64nvme(piece, crc)
+                await asyncio.sleep(0)
+            call = self._calls.put(bucket, key, body, crc, content_type, metadata, if_none_match)
+            return await self._ask(call)
+
+    async def head(self, bucket: str, key: str, *, deadline_s: float | None = None) -> ObjectInfo:
+        return await self._perform(self._calls.head(bucket, key), deadline_s)
+
+    async def delete(self, bucket: str, key: str, *, deadline_s: float | None = None) -> None:
+        await self._perform(self._calls.delete(bucket, key), deadline_s)
+
+    # --- buckets ---
+
+    async def list(
+        self, bucket: str, prefix: str = "", delimiter: str = "", *, deadline_s: float | None = None
+    ) -> AsyncIterator[Entry]:
+        token, more = "", True
+        while more:
+            page = await self._perform(self._calls.list_page(bucket, prefix, delimiter, token), deadline_s)
+            for entry in page.entries:
+                yield entry
+            token, more = page.token, bool(page.token)
+
+    async def create_bucket(self, bucket: str, *, deadline_s: float | None = None) -> None:
+        await self._perform(self._calls.create_bucket(bucket), deadline_s)
+
+    async def list_buckets(self, *, deadline_s: float | None = None) -> Sequence[Bucket]:
+        return await self._perform(self._calls.list_buckets(), deadline_s)
+
+    # --- the one way of all ---
+
+    async def _perform(self, call: Call[T], deadline_s: float | None) -> T:
+        async with self._limit(deadline_s):
+            return await self._ask(call)
+
+    async def _ask(self, call: Call[T]) -> T:
+        async with self._exchange(call) as response:
+            answer = await _answer(response)
+        return call.read(answer)
+
+    @asynccontextmanager
+    async def _limit(self, deadline_s: float | None) -> AsyncIterator[None]:
+        """The deadline of what is done within."""
+        total_s = self._deadline_s if deadline_s is None else deadline_s
+        try:
+            async with asyncio.timeout(total_s):
+                yield
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the call did not end within {total_s:g} s") from error
+
+    @asynccontextmanager
+    async def _exchange(self, call: Call[T]) -> AsyncIterator[ClientResponse]:
+        """The response to `call`, its body still to be read; what is not read is thrown away with the connection."""
+        try:
+            response = await self._send(call)
+            try:
+                yield response
+            except BaseException:
+                response.close()
+                raise
+            response.release()
+        except (ClientError, OSError) as error:
+            if isinstance(error, TimeoutError):
+                raise
+            raise GatewayUnavailable(f"no answer from {self._url}: {error}") from error
+
+    async def _send(self, call: Call[T]) -> ClientResponse:
+        if self._closed:
+            raise GatewayUnavailable("this client is closed")
+        try:
+            return await self._request(call)
+        except ClientConnectorError:
+            raise
+        except (ClientOSError, ServerDisconnectedError):
+            if call.method != "POST" or not call.repeatable:  # aiohttp itself repeats the idempotent methods
+                raise
+            return await self._request(call)
+
+    async def _request(self, call: Call[T]) -> ClientResponse:
+        return await self._opened().request(
+            call.method,
+            URL(self._url + call.target, encoded=True),
+            headers=call.headers,
+            data=_Views(call.views, repeatable=call.repeatable) if call.views else None,
+            allow_redirects=False,
+        )
+
+    def _opened(self) -> ClientSession:
+        if self._session is None:
+            connector = TCPConnector(limit=self.max_connections, ssl=self._tls if self._tls is not None else True)
+            self._session = ClientSession(
+                connector=connector,
+                cookie_jar=DummyCookieJar(),
+                timeout=ClientTimeout(total=None, sock_connect=None),
+                auto_decompress=False,
+                trust_env=False,
+                read_bufsize=_READ_BUFFER_NBYTES,
+            )
+        return self._session
+
+
+class _Views(Payload):
+    """A request body of views, written piece by piece as the socket takes them."""
+
+    def __init__(self, views: tuple[memoryview, ...], *, repeatable: bool) -> None:
+        super().__init__(views)
+        self._views = views
+        self._repeatable = repeatable
+        self._size = sum(map(len, views))
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        self._consumed = not self._repeatable  # aiohttp does not send a consumed payload again
+        for piece in pieces(self._views, _WRITE_NBYTES):
+            await writer.write(piece)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        return b"".join(self._views).decode(encoding, errors)
+
+
+async def _answer(response: ClientResponse) -> Answer:
+    body = bytearray()
+    async for arrived in response.content.iter_any():
+        body += arrived
+        if len(body) > MAX_ANSWER_NBYTES:
+            malformed(response.status, f"it is longer than {MAX_ANSWER_NBYTES} bytes")
+    return Answer(response.status, Headers(response.headers.items()), bytes(body))

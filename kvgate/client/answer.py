@@ -1,0 +1,257 @@
+"""What came back for a call, and what it says.
+
+Each `read_…` takes the answer of its call and gives the value that the call returns. All of them raise GatewayError:
+with the gateway's own code when it refused, and with the code MalformedAnswer when what it sent cannot be understood.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import NoReturn, TypeVar
+from urllib.parse import unquote_plus
+from xml.etree.ElementTree import Element, ParseError
+
+import msgpack
+from defusedxml import DefusedXmlException
+from defusedxml.ElementTree import fromstring
+
+from kvgate.client.values import Bucket, Entry, Match, ObjectInfo, Page, Place, Stats, TenantInfo, TierUsage
+from kvgate.errors import GatewayError
+from kvgate.messages import Headers
+
+MAX_ANSWER_NBYTES = 16 << 20
+"""The longest answer that is read, other than the body of an object."""
+
+_META = "x-amz-meta-"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A response whose body has been read to its end."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+def accept(answer: Answer, *statuses: int) -> None:
+    """Nothing for one of `statuses`. Raises GatewayError with the gateway's code and message for any other."""
+    if answer.status not in statuses:
+        read_refusal(answer)
+
+
+def read_refusal(answer: Answer) -> NoReturn:
+    """Raise GatewayError with the gateway's code and message."""
+    code, message = _refusal(answer)
+    raise GatewayError(f"the gateway answered {answer.status} {code}: {message}", status=answer.status, code=code)
+
+
+def malformed(status: int, what: str) -> NoReturn:
+    """Raise GatewayError for an answer that cannot be understood."""
+    raise GatewayError(f"the gateway's answer cannot be used: {what}", status=status, code="MalformedAnswer")
+
+
+# --- KV calls: msgpack ------------------------------------------------------------------------------------------------
+
+
+def read_tenant(answer: Answer) -> TenantInfo:
+    accept(answer, 200)
+    fields = _unpacked(answer)
+    return TenantInfo(
+        name=fields.one("tenant", str),
+        salt=fields.one("salt", bytes),
+        quota_nbytes=fields.one_or_none("quota_nbytes", int),
+        buckets=tuple(fields.listed("buckets", str)),
+    )
+
+
+def read_match(answer: Answer) -> Match:
+    accept(answer, 200)
+    fields = _unpacked(answer)
+    places = tuple(
+        Place(chunk.one("tier", str), chunk.one("nbytes", int))
+        for chunk in (_Fields(answer.status, value) for value in fields.listed("chunks", dict))
+    )
+    if fields.one("matched", int) != len(places):
+        malformed(answer.status, "matched is not the number of chunks")
+    return Match(places, fields.one_or_none("lease", str) or "", fields.number("expires_s"))
+
+
+def read_stats(answer: Answer) -> Stats:
+    accept(answer, 200)
+    fields = _unpacked(answer)
+    tiers = {name: _Fields(answer.status, usage) for name, usage in fields.one("tiers", dict).items()}
+    return Stats(
+        objects=fields.one("objects", int),
+        nbytes=fields.one("nbytes", int),
+        quota_nbytes=fields.one_or_none("quota_nbytes", int),
+        tiers={name: TierUsage(usage.one("objects", int), usage.one("nbytes", int)) for name, usage in tiers.items()},
+        leases=fields.one("leases", int),
+        match_chunks_asked=fields.one("match_chunks_asked", int),
+        match_chunks_found=fields.one("match_chunks_found", int),
+    )
+
+
+def read_nothing(answer: Answer) -> None:
+    accept(answer, 200, 204)
+
+
+# --- S3 calls: headers and XML ----------------------------------------------------------------------------------------
+
+
+def read_etag(answer: Answer) -> str:
+    accept(answer, 200)
+    return answer.headers.get("etag").strip('"')
+
+
+def read_bucket_made(answer: Answer) -> None:
+    if answer.status != 409 or _refusal(answer)[0] != "BucketAlreadyOwnedByYou":
+        accept(answer, 200)
+
+
+def read_buckets(answer: Answer) -> list[Bucket]:
+    accept(answer, 200)
+    return [
+        Bucket(_text(bucket, "Name"), _text(bucket, "CreationDate"))
+        for bucket in _parsed(answer).iterfind("{*}Buckets/{*}Bucket")
+    ]
+
+
+def read_page(answer: Answer) -> Page:
+    accept(answer, 200)
+    root = _parsed(answer)
+    decoded: Callable[[str], str] = unquote_plus if _text(root, "EncodingType") == "url" else str
+    try:
+        objects = [
+            Entry(
+                key=decoded(_text(line, "Key")),
+                nbytes=int(_text(line, "Size")),
+                etag=_text(line, "ETag").strip('"'),
+                modified=_text(line, "LastModified"),
+            )
+            for line in root.iterfind("{*}Contents")
+        ]
+    except ValueError:
+        malformed(answer.status, "an object without a size")
+    prefixes = [
+        Entry(key=decoded(_text(line, "Prefix")), is_prefix=True) for line in root.iterfind("{*}CommonPrefixes")
+    ]
+    token = _text(root, "NextContinuationToken") if _text(root, "IsTruncated") == "true" else ""
+    return Page(tuple(sorted(objects + prefixes, key=lambda entry: entry.key)), token)
+
+
+def read_info(key: str, answer: Answer) -> ObjectInfo:
+    """What HEAD says of the object `key`."""
+    accept(answer, 200)
+    return object_info(key, answer.status, answer.headers, content_length(answer.status, answer.headers))
+
+
+def object_info(key: str, status: int, headers: Headers, nbytes: int) -> ObjectInfo:
+    """What the headers of a GET or HEAD say of the object `key`, which has `nbytes` bytes."""
+    return ObjectInfo(
+        key=key,
+        nbytes=nbytes,
+        etag=headers.get("etag").strip('"'),
+        content_type=headers.get("content-type"),
+        modified=headers.get("last-modified"),
+        metadata={name.removeprefix(_META): value for name, value in headers.items() if name.startswith(_META)},
+        crc64nvme=_checksum(status, headers.get("x-amz-checksum-crc64nvme")),
+    )
+
+
+def content_length(status: int, headers: Headers) -> int:
+    """The length of the body. Raises GatewayError when the answer does not state it."""
+    text = headers.get("content-length")
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        malformed(status, "it does not state the length of its body")
+    return int(text)
+
+
+def _checksum(status: int, text: str) -> int | None:
+    if not text:
+        return None
+    try:
+        octets = b64decode(text, validate=True)
+    except ValueError:
+        octets = b""
+    if len(octets) != 8:
+        malformed(status, "x-amz-checksum-crc64nvme is not 8 bytes of base64")
+    return int.from_bytes(octets, "big")
+
+
+# --- encodings --------------------------------------------------------------------------------------------------------
+
+
+def _refusal(answer: Answer) -> tuple[str, str]:
+    """The code and message of a refusal; the status's own words when it has no body, as after HEAD."""
+    code = message = ""
+    media_type = answer.headers.get("content-type").partition(";")[0].strip()
+    try:
+        if media_type == "application/msgpack":
+            fields = _unpacked(answer)
+            code, message = fields.one("code", str), fields.one("message", str)
+        elif answer.body.lstrip().startswith(b"<"):
+            root = _parsed(answer)
+            code, message = _text(root, "Code"), _text(root, "Message")
+    except GatewayError:  # not our words, for example a proxy's page; the status is all that can be told
+        pass
+    try:
+        phrase = HTTPStatus(answer.status).phrase
+    except ValueError:
+        phrase = "Unknown"
+    return code or phrase.replace(" ", ""), message or phrase
+
+
+class _Fields:
+    """The members of a map, each of the type that is asked for. Raises GatewayError for any other."""
+
+    def __init__(self, status: int, members: object) -> None:
+        if not isinstance(members, dict):
+            malformed(status, "a map was expected")
+        self._status = status
+        self._members: Mapping[object, object] = members
+
+    def one(self, name: str, kind: type[T]) -> T:
+        value = self._members.get(name)
+        if type(value) is not kind:
+            malformed(self._status, f"{name} is missing or of another type")
+        return value
+
+    def one_or_none(self, name: str, kind: type[T]) -> T | None:
+        return None if self._members.get(name) is None else self.one(name, kind)
+
+    def number(self, name: str) -> float:
+        value = self._members.get(name)
+        return float(self.one(name, int)) if type(value) is int else self.one(name, float)
+
+    def listed(self, name: str, kind: type[T]) -> list[T]:
+        values = self.one(name, list)
+        if not all(type(value) is kind for value in values):
+            malformed(self._status, f"{name} has an item of another type")
+        return values
+
+
+def _unpacked(answer: Answer) -> _Fields:
+    try:  # the lengths within are bounded by the body's own
+        members = msgpack.unpackb(answer.body, raw=False, strict_map_key=True, max_ext_len=0)
+    except (ValueError, msgpack.UnpackException) as error:
+        malformed(answer.status, f"not msgpack: {error}")
+    return _Fields(answer.status, members)
+
+
+def _parsed(answer: Answer) -> Element:
+    try:
+        root: Element = fromstring(answer.body, forbid_dtd=True)
+    except (ParseError, DefusedXmlException, ValueError) as error:
+        malformed(answer.status, f"not XML: {error}")
+    return root
+
+
+def _text(parent: Element, name: str) -> str:
+    """The text of the child `name` in any namespace; empty when there is none."""
+    return parent.findtext(f"{{*}}{name}") or ""

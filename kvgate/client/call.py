@@ -1,0 +1,212 @@
+"""Each call to a gateway as signed HTTP, without I/O.
+
+A `Call` is everything to send, and how to read what comes back; `Calls` makes one for each thing that a client can ask.
+Small bodies are signed with their sha256. A chunk's is not: it goes as UNSIGNED-PAYLOAD with its crc64nvme in a signed
+header, which the gateway verifies and keeps, so that the bytes are checked end to end at memory speed.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from base64 import b64encode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from hashlib import sha256
+from typing import Generic, NoReturn, TypeVar
+from urllib.parse import quote
+
+import msgpack
+
+from kvgate import __version__
+from kvgate.auth.sigv4 import EMPTY_SHA256, UNSIGNED_PAYLOAD, Credential, sign
+from kvgate.chunk.chain import HASH_NBYTES
+from kvgate.chunk.key import check_bucket, check_key
+from kvgate.client import answer
+from kvgate.client.answer import Answer
+from kvgate.client.endpoint import Endpoint
+from kvgate.client.values import Bucket, Match, ObjectInfo, Page, Stats, TenantInfo
+from kvgate.errors import InvalidArgument
+
+REGION = "us-east-1"
+"""Signed into each request; a gateway accepts any."""
+
+MSGPACK = "application/msgpack"
+_MAX_KEYS_A_PAGE = 1000
+_USER_AGENT = f"kvgate/{__version__}"
+_FIELD = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+: [ -~]*")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request, and how to read its answer.
+
+    target:     path and query, exactly as signed
+    views:      the body, of bytes, in order
+    repeatable: whether it may be sent again when nothing came back
+    """
+
+    method: str
+    target: str
+    headers: Mapping[str, str] = field(repr=False)
+    views: tuple[memoryview, ...] = field(repr=False)
+    repeatable: bool
+    read: Callable[[Answer], T] = field(repr=False)
+
+    @property
+    def head(self) -> bytes:
+        """The request line and header section as HTTP/1.1 has them."""
+        lines = [f"{self.method} {self.target} HTTP/1.1", *(f"{name}: {value}" for name, value in self.headers.items())]
+        return "\r\n".join([*lines, "", ""]).encode("ascii")
+
+
+class Calls:
+    """Makes the calls of one credential to one gateway."""
+
+    def __init__(self, endpoint: Endpoint, credential: Credential, clock: Callable[[], float] = time.time) -> None:
+        """`clock` gives seconds since the epoch, for signatures."""
+        self._endpoint = endpoint
+        self._credential = credential
+        self._clock = clock
+
+    # --- KV calls ---
+
+    def tenant(self) -> Call[TenantInfo]:
+        return self._call("GET", "/_kv/v1/tenant", answer.read_tenant, headers={"accept": MSGPACK})
+
+    def stats(self) -> Call[Stats]:
+        return self._call("GET", "/_kv/v1/stats", answer.read_stats, headers={"accept": MSGPACK})
+
+    def match(self, bucket: str, space: str, hashes: Sequence[bytes], lease_s: float) -> Call[Match]:
+        """Repeatable, because a lease granted to nobody ends by itself."""
+        if any(len(chunk_hash) != HASH_NBYTES for chunk_hash in hashes):
+            raise InvalidArgument(f"a chunk hash is {HASH_NBYTES} bytes")
+        return self._ask(
+            "/_kv/v1/match",
+            {"bucket": bucket, "space": space, "hashes": b"".join(hashes), "lease_s": lease_s},
+            answer.read_match,
+        )
+
+    def release(self, lease: str) -> Call[None]:
+        """Repeatable, because what did not arrive released nothing."""
+        return self._ask("/_kv/v1/release", {"lease": lease}, answer.read_nothing)
+
+    # --- objects ---
+
+    def get(self, bucket: str, key: str, span: tuple[int, int | None] | None) -> Call[NoReturn]:
+        """`span` is [start, stop) in bytes; a stop of None is the end. `read` takes refusals, Download the rest."""
+        headers = {"x-amz-checksum-mode": "ENABLED"}
+        if span is not None:
+            start, stop = span
+            if start < 0 or (stop is not None and stop <= start):
+                raise InvalidArgument(f"the range [{start}, {stop}) holds no byte")
+            headers["range"] = f"bytes={start}-{'' if stop is None else stop - 1}"
+        return self._call("GET", _path(bucket, key), answer.read_refusal, headers=headers)
+
+    def head(self, bucket: str, key: str) -> Call[ObjectInfo]:
+        return self._call(
+            "HEAD", _path(bucket, key), partial(answer.read_info, key), headers={"x-amz-checksum-mode": "ENABLED"}
+        )
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        views: tuple[memoryview, ...],
+        crc64nvme: int,
+        content_type: str | None,
+        metadata: Mapping[str, str] | None,
+        if_none_match: bool,
+    ) -> Call[str]:
+        """`views` are of bytes; `crc64nvme` is that of all of them together."""
+        headers = {
+            "content-type": content_type or "application/octet-stream",
+            "x-amz-checksum-crc64nvme": b64encode(crc64nvme.to_bytes(8, "big")).decode(),
+        }
+        for name, value in (metadata or {}).items():
+            headers[f"x-amz-meta-{name.lower()}"] = value
+        if if_none_match:
+            headers["if-none-match"] = "*"
+        return self._call(
+            "PUT",
+            _path(bucket, key),
+            answer.read_etag,
+            headers=headers,
+            views=views,
+            payload_hash=UNSIGNED_PAYLOAD,
+            repeatable=not if_none_match,  # a second try would be refused because of the first
+        )
+
+    def delete(self, bucket: str, key: str) -> Call[None]:
+        return self._call("DELETE", _path(bucket, key), answer.read_nothing)
+
+    # --- buckets ---
+
+    def list_page(self, bucket: str, prefix: str, delimiter: str, token: str) -> Call[Page]:
+        parameters = {
+            "continuation-token": token,
+            "delimiter": delimiter,
+            "encoding-type": "url",
+            "list-type": "2",
+            "max-keys": str(_MAX_KEYS_A_PAGE),
+            "prefix": prefix,
+        }
+        query = "&".join(f"{name}={quote(value, safe='~')}" for name, value in parameters.items() if value)
+        return self._call("GET", _path(bucket), answer.read_page, query=query)
+
+    def create_bucket(self, bucket: str) -> Call[None]:
+        return self._call("PUT", _path(bucket), answer.read_bucket_made)
+
+    def list_buckets(self) -> Call[list[Bucket]]:
+        return self._call("GET", "/", answer.read_buckets)
+
+    # --- the one form of all ---
+
+    def _ask(self, path: str, members: Mapping[str, object], read: Callable[[Answer], T]) -> Call[T]:
+        body = msgpack.packb(members)
+        headers = {"accept": MSGPACK, "content-type": MSGPACK}
+        return self._call(
+            "POST", path, read, headers=headers, views=(memoryview(body),), payload_hash=sha256(body).hexdigest()
+        )
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        read: Callable[[Answer], T],
+        *,
+        query: str = "",
+        headers: Mapping[str, str] | None = None,
+        views: tuple[memoryview, ...] = (),
+        payload_hash: str = EMPTY_SHA256,
+        repeatable: bool = True,
+    ) -> Call[T]:
+        every = {"host": self._endpoint.authority, "user-agent": _USER_AGENT, "accept-encoding": "identity"}
+        every |= headers or {}
+        if method in ("PUT", "POST"):
+            every["content-length"] = str(sum(map(len, views)))
+        for name, value in every.items():
+            if not _FIELD.fullmatch(f"{name}: {value}"):
+                raise InvalidArgument(f"the header {name!r} cannot be sent: a name is a token, a value printable ASCII")
+        every |= sign(
+            self._credential,
+            method,
+            path,
+            query,
+            every,
+            region=REGION,
+            now=self._clock(),
+            payload_hash=payload_hash,
+        )
+        return Call(method, f"{path}?{query}" if query else path, every, views, repeatable, read)
+
+
+def _path(bucket: str, key: str | None = None) -> str:
+    check_bucket(bucket)
+    if key is None:
+        return f"/{bucket}"
+    check_key(key)
+    return f"/{bucket}/{quote(key, safe='/~')}"

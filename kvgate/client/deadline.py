@@ -1,0 +1,47 @@
+"""One time limit over a whole call, however many steps it takes."""
+
+from __future__ import annotations
+
+import time
+
+from kvgate.errors import DeadlineExceeded
+
+
+class Deadline:
+    """The moment by which a call must have ended, on the monotonic clock.
+
+    Every blocking step asks for what is left, so a peer that trickles cannot stretch the total. Another thread may
+    `cut` it: the call then ends as if its time were over.
+    """
+
+    __slots__ = ("_cut", "_end_s", "_total_s", "_whole")
+
+    def __init__(self, total_s: float) -> None:
+        self._total_s = total_s
+        self._end_s = time.monotonic() + total_s
+        self._cut = False
+        self._whole: Deadline | None = None
+
+    def remaining_s(self) -> float:
+        """Seconds left, more than 0. Raises DeadlineExceeded when there are none."""
+        left_s = self._end_s - time.monotonic()
+        if not left_s > 0 or self._is_cut():
+            raise DeadlineExceeded(f"the call did not end within {self._total_s:g} s")
+        return left_s
+
+    def share(self, parts: int = 1) -> Deadline:
+        """A deadline within this one, after one of `parts` equal parts of the time left. It may be cut on its own.
+
+        Raises DeadlineExceeded when no time is left.
+        """
+        share = Deadline(self._total_s)
+        share._end_s = time.monotonic() + self.remaining_s() / parts
+        share._whole = self
+        return share
+
+    def cut(self) -> None:
+        """End the call now, and every share of its time, from any thread."""
+        self._cut = True
+
+    def _is_cut(self) -> bool:
+        return self._cut or (self._whole is not None and self._whole._is_cut())

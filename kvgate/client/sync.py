@@ -1,0 +1,243 @@
+"""The blocking client of a gateway."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Self, TypeVar
+
+from kvgate.auth.sigv4 import Credential
+from kvgate.client import loader
+from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed
+from kvgate.client.buffers import ReadableBuffer, checksum, readable, writable
+from kvgate.client.call import Call, Calls
+from kvgate.client.connection import Connection
+from kvgate.client.deadline import Deadline
+from kvgate.client.download import Download
+from kvgate.client.endpoint import parse_endpoint
+from kvgate.client.pool import Pool
+from kvgate.client.values import Bucket, Entry, Match, Object, ObjectInfo, Stats, TenantInfo
+from kvgate.errors import GatewayUnavailable
+from kvgate.messages import Headers
+
+_READ_NBYTES = 64 << 10
+
+T = TypeVar("T")
+
+
+class Client:
+    """One tenant's calls to one gateway. Thread-safe; keeps its connections open until `close`.
+
+    Every call ends within its deadline, whatever the gateway does, and raises
+        DeadlineExceeded    not in time, the wait for a free connection included
+        GatewayUnavailable  refused, reset, or broken off
+        GatewayError        the gateway's own refusal (`status`, `code`), or an answer that cannot be used
+        InvalidArgument     an argument that cannot be sent; also InvalidKey and InvalidBucketName
+    The first two are GatewayErrors too. A call is sent again, once, only when the gateway had ended the kept-alive
+    connection before anything came back, and only when repeating it changes nothing.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        access_key: str,
+        secret_key: str,
+        *,
+        deadline_s: float = 5.0,
+        max_connections: int = 8,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """No I/O yet. Proxies in the environment are ignored.
+
+        url:             http://host[:port] or https://host[:port]. Raises ConfigError for any other
+        deadline_s:      for calls that give none
+        max_connections: at the same time; further calls wait within their deadlines
+        tls:             for https; by default the system's certificates are trusted
+        """
+        endpoint = parse_endpoint(url)
+        context = (tls or ssl.create_default_context()) if endpoint.tls else None
+        self.max_connections = max_connections
+        self._url = str(endpoint)
+        self._access_key = access_key
+        self._deadline_s = deadline_s
+        self._calls = Calls(endpoint, Credential(access_key, secret_key))
+        self._pool = Pool(endpoint, context, max_connections)
+
+    def __repr__(self) -> str:
+        return f"Client({self._url!r}, {self._access_key!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the idle connections now, and those in use after their call. Idempotent."""
+        self._pool.close()
+
+    # --- KV calls ---
+
+    def tenant(self, *, deadline_s: float | None = None) -> TenantInfo:
+        """Who this credential belongs to, with the salt that roots its chain hashes."""
+        return self._ask(self._calls.tenant(), deadline_s)
+
+    def match(
+        self, bucket: str, space: str, hashes: Sequence[bytes], *, lease_s: float = 30, deadline_s: float | None = None
+    ) -> Match:
+        """The longest prefix of `hashes` that the gateway holds, and a lease that keeps it there.
+
+        space:   64 hex digits; one that is unknown matches nothing
+        hashes:  chain hashes of 32 bytes, in order
+        lease_s: how long; the gateway may grant less
+        """
+        return self._ask(self._calls.match(bucket, space, hashes, lease_s), deadline_s)
+
+    def release(self, lease: str, *, deadline_s: float | None = None) -> None:
+        """End a lease. GatewayError NoSuchLease when it has ended already."""
+        self._ask(self._calls.release(lease), deadline_s)
+
+    def stats(self, *, deadline_s: float | None = None) -> Stats:
+        """The tenant's own numbers."""
+        return self._ask(self._calls.stats(), deadline_s)
+
+    def load_chunks(
+        self,
+        bucket: str,
+        space: str,
+        hashes: Sequence[bytes],
+        buffers: Sequence[memoryview],
+        deadline_s: float | None = None,
+    ) -> int:
+        """How many leading chunks have arrived, complete and verified, in their buffers. See `loader.load_chunks`."""
+        return loader.load_chunks(
+            self, bucket, space, hashes, buffers, self._deadline_s if deadline_s is None else deadline_s
+        )
+
+    # --- objects ---
+
+    def get(
+        self,
+        bucket: str,
+        key: str,
+        *,
+        into: memoryview | None = None,
+        start: int | None = None,
+        stop: int | None = None,
+        deadline_s: float | None = None,
+    ) -> Object:
+        """The object, or its bytes [start, stop).
+
+        into: receives the bytes, straight from the socket; it may be longer than them. After an error it holds anything
+        A whole object is verified against the crc64nvme that the gateway states: GatewayError BadDigest.
+        """
+        return self.fetch(bucket, key, into, start, stop, self._deadline(deadline_s))
+
+    def fetch(
+        self, bucket: str, key: str, into: memoryview | None, start: int | None, stop: int | None, deadline: Deadline
+    ) -> Object:
+        """`get` under a deadline that others may share, or cut."""
+        span = None if start is None and stop is None else (start or 0, stop)
+        room = None if into is None else writable(into)
+        call = self._calls.get(bucket, key, span)
+        connection, status, headers = self._send(call, deadline)
+        try:
+            if status not in (200, 206):
+                call.read(_answer(connection, status, headers))
+            download = Download(key, status, headers, span, room)
+            while view := download.room():
+                download.received(connection.readinto(view))
+            connection.readinto(memoryview(bytearray(1)))  # the end of the answer
+        finally:
+            self._pool.give(connection)
+        return download.finish()
+
+    def put(
+        self,
+        bucket: str,
+        key: str,
+        views: ReadableBuffer | Sequence[ReadableBuffer],
+        *,
+        content_type: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        if_none_match: bool = False,
+        deadline_s: float | None = None,
+    ) -> str:
+        """Store the bytes of `views`, one after the other, and return the entity tag.
+
+        The views go to the socket as they lie, and must not change meanwhile.
+        if_none_match: only when there is no such object yet; GatewayError 412 PreconditionFailed otherwise
+        """
+        deadline = self._deadline(deadline_s)
+        body = readable(views)
+        call = self._calls.put(bucket, key, body, checksum(body), content_type, metadata, if_none_match)
+        return self._perform(call, deadline)
+
+    def head(self, bucket: str, key: str, *, deadline_s: float | None = None) -> ObjectInfo:
+        """What the gateway says of an object. GatewayError 404 when there is none."""
+        return self._ask(self._calls.head(bucket, key), deadline_s)
+
+    def delete(self, bucket: str, key: str, *, deadline_s: float | None = None) -> None:
+        """Delete an object; one that is not there is no error."""
+        self._ask(self._calls.delete(bucket, key), deadline_s)
+
+    # --- buckets ---
+
+    def list(
+        self, bucket: str, prefix: str = "", delimiter: str = "", *, deadline_s: float | None = None
+    ) -> Iterator[Entry]:
+        """The keys that begin with `prefix`, in order; those with `delimiter` after it are rolled up into prefixes.
+
+        Pages are asked for as the iterator gets to them, each under a deadline of its own.
+        """
+        token, more = "", True
+        while more:
+            page = self._ask(self._calls.list_page(bucket, prefix, delimiter, token), deadline_s)
+            yield from page.entries
+            token, more = page.token, bool(page.token)
+
+    def create_bucket(self, bucket: str, *, deadline_s: float | None = None) -> None:
+        """Make a bucket; one that the tenant has already is no error."""
+        self._ask(self._calls.create_bucket(bucket), deadline_s)
+
+    def list_buckets(self, *, deadline_s: float | None = None) -> Sequence[Bucket]:
+        """The tenant's buckets."""
+        return self._ask(self._calls.list_buckets(), deadline_s)
+
+    # --- the one way of all ---
+
+    def _deadline(self, deadline_s: float | None) -> Deadline:
+        return Deadline(self._deadline_s if deadline_s is None else deadline_s)
+
+    def _ask(self, call: Call[T], deadline_s: float | None) -> T:
+        return self._perform(call, self._deadline(deadline_s))
+
+    def _perform(self, call: Call[T], deadline: Deadline) -> T:
+        connection, status, headers = self._send(call, deadline)
+        try:
+            answer = _answer(connection, status, headers)
+        finally:
+            self._pool.give(connection)
+        return call.read(answer)
+
+    def _send(self, call: Call[T], deadline: Deadline, *, fresh: bool = False) -> tuple[Connection, int, Headers]:
+        """A connection on which the answer to `call` has begun. The caller gives it back."""
+        connection = self._pool.take(deadline, fresh=fresh)
+        try:
+            status, headers = connection.exchange(call, deadline)
+        except BaseException as error:
+            self._pool.give(connection)
+            if call.repeatable and connection.went_stale and type(error) is GatewayUnavailable:
+                return self._send(call, deadline, fresh=True)
+            raise
+        return connection, status, headers
+
+
+def _answer(connection: Connection, status: int, headers: Headers) -> Answer:
+    body = bytearray()
+    piece = memoryview(bytearray(_READ_NBYTES))
+    while received := connection.readinto(piece):
+        body += piece[:received]
+        if len(body) > MAX_ANSWER_NBYTES:
+            malformed(status, f"it is longer than {MAX_ANSWER_NBYTES} bytes")
+    return Answer(status, headers, bytes(body))

@@ -1,0 +1,121 @@
+"""What the calls of a client return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class TenantInfo:
+    """Who the credential belongs to. `salt` goes into the root of the tenant's chain hashes; it is not a secret."""
+
+    name: str
+    salt: bytes = field(repr=False)
+    quota_nbytes: int | None
+    buckets: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one matched chunk lies, and its size."""
+
+    tier: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The longest prefix of chunks that the gateway holds.
+
+    lease:     keeps them there; empty when nothing matched
+    expires_s: how long from now the lease lasts
+    """
+
+    places: tuple[Place, ...]
+    lease: str
+    expires_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TierUsage:
+    """What one tenant has in one tier."""
+
+    objects: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """A tenant's own numbers, since the gateway started where they count events.
+
+    nbytes: of each object once, however many tiers hold it
+    """
+
+    objects: int
+    nbytes: int
+    quota_nbytes: int | None
+    tiers: Mapping[str, TierUsage]
+    leases: int
+    match_chunks_asked: int
+    match_chunks_found: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket, and when it was made, as the gateway words it (ISO 8601)."""
+
+    name: str
+    created: str
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What the gateway says of one object.
+
+    nbytes:    of the whole object, whatever part of it was asked for
+    crc64nvme: of the whole object; None when the gateway does not say
+    modified:  as the gateway words it (an HTTP date)
+    """
+
+    key: str
+    nbytes: int
+    etag: str
+    content_type: str
+    modified: str
+    metadata: Mapping[str, str]
+    crc64nvme: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """An object, or the part of it that was asked for.
+
+    nbytes:   that arrived
+    body:     the bytes; None when they went into the caller's buffer
+    verified: whether they are the whole object and match its crc64nvme
+    """
+
+    info: ObjectInfo
+    nbytes: int
+    body: bytes | None = field(repr=False)
+    verified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a listing: an object, or, for `is_prefix`, all the keys that begin with `key`."""
+
+    key: str
+    nbytes: int = 0
+    etag: str = ""
+    modified: str = ""
+    is_prefix: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Part of a listing; `token` asks for the next part and is empty at the end."""
+
+    entries: tuple[Entry, ...]
+    token: str

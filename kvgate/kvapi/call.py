@@ -1,0 +1,35 @@
+"""What a call under /_kv/v1/ is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvgate.auth.tenants import Tenant
+from kvgate.kvapi.config import KVApiConfig
+from kvgate.kvapi.encoding import Members
+from kvgate.kvapi.fields import Fields
+
+if TYPE_CHECKING:
+    from kvgate.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What a call works on, and for whom."""
+
+    store: Store
+    config: KVApiConfig
+    tenant: Tenant
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call: `run` takes every field of the request, and returns the members of the response.
+
+    Synchronous, because everything that is asked here is decided in memory. `run` raises any domain error.
+    """
+
+    name: str
+    run: Callable[[Context, Fields], Members]

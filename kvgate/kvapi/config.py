@@ -1,0 +1,24 @@
+"""Limits of the calls under /_kv/v1/."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvgate.config import MiB, Size, option
+from kvgate.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class KVApiConfig:
+    """What one call may ask for."""
+
+    max_hashes: int = option(
+        default=65_536, help="chunk hashes of one match; raise it for chunks of few tokens under very long prompts"
+    )
+    max_body: Size = option(default=Size(8 * MiB), help="bytes of the largest request body that is read")
+
+    def __post_init__(self) -> None:
+        if self.max_hashes < 1:
+            raise ConfigError(f"max_hashes: expected at least 1, got {self.max_hashes}")
+        if self.max_body < 1024:
+            raise ConfigError(f"max_body: expected at least 1KiB, got {self.max_body} bytes")

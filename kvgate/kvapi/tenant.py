@@ -1,0 +1,22 @@
+"""GET /_kv/v1/tenant: who the caller is, and the salt that its chain hashes begin with."""
+
+from __future__ import annotations
+
+from kvgate.kvapi.call import Call, Context
+from kvgate.kvapi.encoding import Members
+from kvgate.kvapi.fields import Fields
+
+
+def _tenant(context: Context, fields: Fields) -> Members:
+    """{} → {tenant, salt, quota_nbytes, buckets}."""
+    fields.end()
+    tenant = context.tenant
+    return {
+        "tenant": tenant.name,
+        "salt": tenant.salt,
+        "quota_nbytes": tenant.quota_nbytes,
+        "buckets": [bucket.name for bucket in context.store.buckets(tenant.name)],
+    }
+
+
+call = Call("Tenant", _tenant)

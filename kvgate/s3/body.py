@@ -1,0 +1,271 @@
+"""The payload of a request as one verified source of bytes, however it is framed, signed and checksummed.
+
+Payload goes straight from the wire into the caller's memory. Only framing passes through a buffer here, and with it at
+most SCRATCH_NBYTES of payload that had arrived behind it in the same read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Callable, Mapping
+
+from kvgate.auth.identity import ChunkedPayload, Payload, SignedPayload
+from kvgate.errors import (
+    BadDigest,
+    IncompleteBody,
+    InvalidArgument,
+    InvalidRequest,
+    LengthRequired,
+    MalformedXML,
+    PayloadHashMismatch,
+)
+from kvgate.messages import Headers, Request
+from kvgate.s3 import checksums
+from kvgate.s3.checksums import Checksum
+from kvgate.s3.chunked import ChunkedDecoder
+
+SCRATCH_NBYTES = 256
+HASH_IN_THREAD_NBYTES = 128 * 1024
+"""A hash of more than this takes longer than handing it to a thread."""
+
+
+Update = Callable[[memoryview], None]
+
+
+class PayloadReader:
+    """The decoded payload of one request.
+
+    nbytes: its length, or None when the request does not say.
+    What `readinto` gives is provisional until the end has been verified: by `finish`, or by a `readinto` returning 0.
+    """
+
+    def __init__(self, request: Request, payload: Payload) -> None:
+        """Raises LengthRequired, InvalidArgument, InvalidRequest, UnsupportedOperation."""
+        headers = request.headers
+        self._body = request.body
+        self._received = 0
+        self._finished = False
+        self._claims: list[_Claim] = []
+        self._decoder: ChunkedDecoder | None = None
+        self._scratch = memoryview(bytearray(SCRATCH_NBYTES))
+        self._pending = self._scratch[:0]  # framing, and perhaps payload behind it, that has been read already
+
+        length = _length(headers, "content-length")
+        if length is None and "transfer-encoding" not in headers:
+            raise LengthRequired("an upload needs a Content-Length, or a chunked transfer encoding")
+        if isinstance(payload, ChunkedPayload):
+            trailer = _announced_trailer(headers) if payload.trailer else None
+            self.nbytes = _length(headers, "x-amz-decoded-content-length")
+            if length is not None and self.nbytes is not None and self.nbytes > length:
+                raise InvalidRequest("x-amz-decoded-content-length is more than the Content-Length around it")
+            self._decoder = ChunkedDecoder(payload, self.nbytes, [trailer] if trailer else ())
+        else:
+            if "aws-chunked" in content_codings(headers):
+                raise InvalidArgument("Content-Encoding aws-chunked needs a STREAMING form of x-amz-content-sha256")
+            trailer = None
+            self.nbytes = length
+        self._collect_claims(headers, payload, trailer)
+
+    @property
+    def left(self) -> int | None:
+        """How many bytes of the declared length are still to come; None when none was declared."""
+        return None if self.nbytes is None else self.nbytes - self._received
+
+    @property
+    def checksums(self) -> Mapping[str, str]:
+        """The x-amz-checksum-* that came with the payload, as headers to store with it; empty before the end."""
+        if not self._finished:
+            return {}
+        return {
+            claim.header: checksums.encode(claim.checksum.digest())
+            for claim in self._claims
+            if claim.header.startswith(checksums.HEADER_PREFIX)
+        }
+
+    async def readinto(self, view: memoryview) -> int:
+        """Fill the beginning of `view` with the next bytes and return how many (≥ 1), or 0 at the verified end.
+
+        Never more than `left`. `view` is not touched any more when this returns, raises or is cancelled.
+        Raises IncompleteBody, and at the end what `finish` raises.
+        """
+        if self._finished or self.left == 0:
+            await self.finish()
+            return 0
+        if self._decoder is None:
+            received = await self._body.readinto(view if self.left is None else view[: self.left])
+        else:
+            received = await self._readinto_chunked(self._decoder, view)
+        if not received:
+            await self.finish()
+            return 0
+        self._received += received
+        await self._digest(view[:received])
+        return received
+
+    async def finish(self) -> None:
+        """Read what follows the payload and verify the whole.
+
+        Raises IncompleteBody, BadDigest, PayloadHashMismatch, SignatureMismatch, or InvalidRequest when the body is
+        longer than declared. Idempotent once it has returned.
+        """
+        if self._finished:
+            return
+        if self._decoder is not None:
+            while not self._decoder.complete:
+                if self._decoder.payload_left:
+                    raise RuntimeError("the payload has not been read to its end")
+                await self._read_framing(self._decoder)
+            self._decoder.receive_framing(self._pending)
+            self._pending = self._scratch[:0]
+        while extra := await self._body.readinto(self._scratch):
+            if self._decoder is None:
+                raise InvalidRequest("the body is longer than declared")
+            self._decoder.receive_framing(self._scratch[:extra])
+        if self.left:
+            raise IncompleteBody(f"the body has {self._received} of the {self.nbytes} bytes that were declared")
+        for claim in self._claims:
+            claim.verify(self._decoder.trailers if self._decoder else {})
+        self._finished = True
+
+    async def read_all(self, limit_nbytes: int) -> bytes:
+        """The whole verified payload, for XML bodies. Raises MalformedXML when it is longer than the limit."""
+        content = bytearray()
+        buffer = memoryview(bytearray(min(limit_nbytes, self.nbytes if self.nbytes is not None else 65536) or 1))
+        while received := await self.readinto(buffer):
+            if len(content) + received > limit_nbytes:
+                raise MalformedXML(f"the body is over {limit_nbytes} bytes")
+            content += buffer[:received]
+        return bytes(content)
+
+    # --- framing ------------------------------------------------------------------------------------------------------
+
+    async def _readinto_chunked(self, decoder: ChunkedDecoder, view: memoryview) -> int:
+        """Payload of one chunk: what is left over in the scratch buffer, then straight from the wire."""
+        while not decoder.payload_left:
+            if decoder.complete:
+                return 0
+            await self._read_framing(decoder)
+        view = view[: decoder.payload_left]
+        copied = min(len(view), len(self._pending))
+        view[:copied] = self._pending[:copied]
+        self._pending = self._pending[copied:]
+        if copied == len(view):
+            return copied
+        received = await self._body.readinto(view[copied:])
+        if not received:
+            raise IncompleteBody("the body ends within a chunk")
+        return copied + received
+
+    async def _read_framing(self, decoder: ChunkedDecoder) -> None:
+        if not self._pending:
+            received = await self._body.readinto(self._scratch)
+            if not received:
+                raise IncompleteBody("the body ends before its aws-chunked framing does")
+            self._pending = self._scratch[:received]
+        taken = decoder.receive_framing(self._pending)
+        self._pending = self._pending[taken:]
+
+    # --- digests ------------------------------------------------------------------------------------------------------
+
+    def _collect_claims(self, headers: Headers, payload: Payload, trailer: str | None) -> None:
+        stated = [name for name, _ in headers.items() if checksums.algorithm_of(name)]
+        if trailer:
+            stated.append(trailer)
+        if len(stated) > 1:
+            raise InvalidRequest(f"one checksum is accepted, and {' and '.join(stated)} came")
+        running: dict[str, Checksum] = {}
+
+        def claim(header: str, algorithm: str, expected: bytes | None, error: type[InvalidRequest]) -> None:
+            checksum = running.setdefault(algorithm, checksums.new(algorithm))
+            self._claims.append(_Claim(header, algorithm, checksum, expected, error))
+
+        if isinstance(payload, SignedPayload):
+            claim("x-amz-content-sha256", "sha256", bytes.fromhex(payload.sha256), PayloadHashMismatch)
+        if "content-md5" in headers:
+            claim("content-md5", "md5", checksums.decode("Content-MD5", "md5", headers.get("content-md5")), BadDigest)
+        for header in stated:
+            algorithm = checksums.algorithm_of(header) or ""
+            expected = None if header == trailer else checksums.decode(header, algorithm, headers.get(header))
+            claim(header, algorithm, expected, BadDigest)
+
+        self._inline: list[Update] = [checksum.update for checksum in running.values() if checksum.inline]
+        self._slow: list[Update] = [checksum.update for checksum in running.values() if not checksum.inline]
+        if self._decoder is not None:
+            signed = isinstance(payload, ChunkedPayload) and payload.signing is not None
+            (self._slow if signed else self._inline).append(self._decoder.receive_payload)
+
+    async def _digest(self, view: memoryview) -> None:
+        if len(view) > HASH_IN_THREAD_NBYTES and self._slow:
+            await _in_threads(self._slow, self._inline, view)
+        else:
+            for update in self._slow + self._inline:
+                update(view)
+
+
+class _Claim:
+    """A digest that the payload was said to have. `expected` is None until a trailer brings it."""
+
+    def __init__(
+        self, header: str, algorithm: str, checksum: Checksum, expected: bytes | None, error: type[InvalidRequest]
+    ) -> None:
+        self.header = header
+        self.checksum = checksum
+        self._algorithm = algorithm
+        self._expected = expected
+        self._error = error
+
+    def verify(self, trailers: Mapping[str, str]) -> None:
+        expected = self._expected
+        if expected is None:
+            expected = checksums.decode(self.header, self._algorithm, trailers[self.header])
+        if not hmac.compare_digest(expected, self.checksum.digest()):
+            raise self._error(f"the body does not match the {self.header} that came with it")
+
+
+async def _in_threads(slow: list[Update], inline: list[Update], view: memoryview) -> None:
+    """Each of `slow` in a thread of its own, meanwhile all of `inline` here. Returns when no thread reads `view`.
+
+    Also when cancelled: the caller is going to give the memory back, and a thread cannot be stopped.
+    """
+    loop = asyncio.get_running_loop()
+    threads = [loop.run_in_executor(None, update, view) for update in slow]
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        for update in inline:
+            update(view)
+    finally:
+        while not all(thread.done() for thread in threads):
+            try:
+                await asyncio.wait(threads)
+            except asyncio.CancelledError as error:
+                cancelled = error
+        failures = [failure for thread in threads if (failure := thread.exception())]
+    if cancelled is not None:
+        raise cancelled
+    if failures:
+        raise failures[0]
+
+
+def content_codings(headers: Headers) -> list[str]:
+    """The codings of the Content-Encoding headers, in order."""
+    codings = [coding.strip() for coding in ",".join(headers.getall("content-encoding")).split(",")]
+    return [coding for coding in codings if coding]
+
+
+def _length(headers: Headers, name: str) -> int | None:
+    text = headers.get(name)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= 16):
+        raise InvalidArgument(f"{name} must be a number of bytes")
+    return int(text)
+
+
+def _announced_trailer(headers: Headers) -> str | None:
+    names = [name.strip().lower() for name in ",".join(headers.getall("x-amz-trailer")).split(",") if name.strip()]
+    if not names:
+        return None
+    if len(names) > 1 or checksums.algorithm_of(names[0]) is None:
+        raise InvalidArgument("x-amz-trailer must name one x-amz-checksum- header")
+    return names[0]

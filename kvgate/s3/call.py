@@ -1,0 +1,40 @@
+"""One authenticated request on its way to an operation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvgate.auth.identity import Identity
+from kvgate.messages import Headers, Request
+from kvgate.s3.body import PayloadReader
+from kvgate.s3.target import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What an operation parses its input from."""
+
+    request: Request
+    target: Target
+    identity: Identity
+
+    @property
+    def bucket(self) -> str:
+        return self.target.bucket
+
+    @property
+    def key(self) -> str:
+        return self.target.key
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        return self.target.query
+
+    @property
+    def headers(self) -> Headers:
+        return self.request.headers
+
+    def payload(self) -> PayloadReader:
+        """The verified body; to be asked for once. Raises what PayloadReader raises."""
+        return PayloadReader(self.request, self.identity.payload)

@@ -1,0 +1,100 @@
+"""Conditional requests, with the precedence of RFC 9110, section 13.2.2, which S3 shares.
+
+A date that is not an HTTP date is ignored, as the RFC asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+from kvgate.errors import NoSuchKey, NotModified, PreconditionFailed
+from kvgate.messages import Headers
+
+if TYPE_CHECKING:
+    from kvgate.tiers.base import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """What must hold of the current object for a request to be carried out. Dates are seconds since the epoch."""
+
+    if_match: tuple[str, ...] = ()
+    if_none_match: tuple[str, ...] = ()
+    if_modified_since: int | None = None
+    if_unmodified_since: int | None = None
+    if_range: str = ""
+
+    @classmethod
+    def parse(cls, headers: Headers) -> Conditions:
+        """The conditions among a request's headers."""
+        return cls(
+            if_match=_entity_tags(headers.getall("if-match")),
+            if_none_match=_entity_tags(headers.getall("if-none-match")),
+            if_modified_since=_seconds(headers.get("if-modified-since")),
+            if_unmodified_since=_seconds(headers.get("if-unmodified-since")),
+            if_range=headers.get("if-range").strip(),
+        )
+
+    def check_read(self, record: Record) -> None:
+        """Raises PreconditionFailed, or NotModified when the caller has the current object already."""
+        self._check_unchanged(record)
+        if self.if_none_match:
+            if _matches(self.if_none_match, record.etag, weakly=True):
+                raise NotModified("the object is the one that If-None-Match names")
+        elif self.if_modified_since is not None and record.mtime_ms // 1000 <= self.if_modified_since:
+            raise NotModified("the object has not been modified since If-Modified-Since")
+
+    def for_write(self) -> Callable[[Record | None], None] | None:
+        """What a write or delete must hold against the current object in the same step; None for nothing."""
+        if self.if_match or self.if_none_match or self.if_unmodified_since is not None:
+            return self.check_write
+        return None
+
+    def check_write(self, record: Record | None) -> None:
+        """Raises PreconditionFailed, or NoSuchKey for an If-Match where there is no object, as S3 does."""
+        if record is None:
+            if self.if_match:
+                raise NoSuchKey("If-Match names an object that does not exist")
+            return
+        self._check_unchanged(record)
+        if self.if_none_match and _matches(self.if_none_match, record.etag, weakly=True):
+            raise PreconditionFailed("If-None-Match")
+
+    def range_applies(self, record: Record) -> bool:
+        """Whether a Range is to be honoured: without If-Range, or when it names the current object."""
+        if not self.if_range:
+            return True
+        if self.if_range.startswith(('"', "W/")):
+            return self.if_range == f'"{record.etag}"'
+        return _seconds(self.if_range) == record.mtime_ms // 1000
+
+    def _check_unchanged(self, record: Record) -> None:
+        if self.if_match:
+            if not _matches(self.if_match, record.etag, weakly=False):
+                raise PreconditionFailed("If-Match")
+        elif self.if_unmodified_since is not None and record.mtime_ms // 1000 > self.if_unmodified_since:
+            raise PreconditionFailed("If-Unmodified-Since")
+
+
+def _entity_tags(values: list[str]) -> tuple[str, ...]:
+    """The tags of a list, unquoted as clients often send them; a weak one keeps its `W/`."""
+    tags = [tag.strip() for tag in ",".join(values).split(",")]
+    return tuple([("W/" if tag.startswith("W/") else "") + tag.removeprefix("W/").strip('"') for tag in tags if tag])
+
+
+def _matches(tags: tuple[str, ...], etag: str, *, weakly: bool) -> bool:
+    return "*" in tags or etag in tags or (weakly and f"W/{etag}" in tags)
+
+
+def _seconds(date: str) -> int | None:
+    if not date:
+        return None
+    try:
+        moment = parsedate_to_datetime(date)
+        return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):
+        return None

@@ -1,0 +1,39 @@
+"""https://docs.aws.amazon.com/AmazonS3/latest/API/API_CreateBucket.html"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvgate.messages import Response
+from kvgate.s3.body import PayloadReader
+from kvgate.s3.call import Call
+from kvgate.s3.operations.base import Context, Operation
+from kvgate.s3.xml import parse
+
+_MAX_BODY_NBYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class CreateBucketInput:
+    """`configuration` is the optional CreateBucketConfiguration."""
+
+    bucket: str
+    configuration: PayloadReader | None
+
+    @classmethod
+    def parse(cls, call: Call) -> CreateBucketInput:
+        has_body = call.headers.get("content-length", "0") != "0" or "transfer-encoding" in call.headers
+        return cls(call.bucket, call.payload() if has_body else None)
+
+
+async def create_bucket(context: Context, input: CreateBucketInput) -> Response:
+    """Make a bucket, or find that the tenant has it already. Any LocationConstraint is accepted: there is one place."""
+    if input.configuration is not None:
+        content = await input.configuration.read_all(_MAX_BODY_NBYTES)
+        if content:
+            parse(content, "CreateBucketConfiguration")
+    await context.store.create_bucket(context.tenant, input.bucket)
+    return Response(headers={"Location": f"/{input.bucket}"})
+
+
+operation = Operation("CreateBucket", CreateBucketInput.parse, create_bucket)

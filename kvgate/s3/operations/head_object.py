@@ -1,0 +1,17 @@
+"""https://docs.aws.amazon.com/AmazonS3/latest/API/API_HeadObject.html"""
+
+from __future__ import annotations
+
+from kvgate.messages import Response
+from kvgate.s3.operations.base import Context, Operation
+from kvgate.s3.reading import PARAMETERS, ReadInput
+
+
+async def head_object(context: Context, input: ReadInput) -> Response:
+    """What GET would answer, without the bytes; nothing is leased or read. Raises NoSuchBucket, NoSuchKey."""
+    selection = input.select(context.store.stat(context.tenant.name, input.bucket, input.key))
+    nbytes = None if selection.status == 304 else selection.stop - selection.start
+    return Response(selection.status, selection.headers, content_length=nbytes)
+
+
+operation = Operation("HeadObject", ReadInput.parse, head_object, PARAMETERS)

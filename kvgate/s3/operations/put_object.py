@@ -1,0 +1,63 @@
+"""https://docs.aws.amazon.com/AmazonS3/latest/API/API_PutObject.html"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kvgate.errors import NoSuchKey
+from kvgate.messages import Response
+from kvgate.s3.body import PayloadReader
+from kvgate.s3.call import Call
+from kvgate.s3.conditions import Conditions
+from kvgate.s3.operations.base import Context, Operation
+from kvgate.s3.representation import attributes_of, checksum_headers
+
+
+@dataclass(frozen=True, slots=True)
+class PutObjectInput:
+    """`attributes` are the headers to store with the object."""
+
+    bucket: str
+    key: str
+    body: PayloadReader
+    attributes: Mapping[str, str]
+    conditions: Conditions
+
+    @classmethod
+    def parse(cls, call: Call) -> PutObjectInput:
+        """Raises InvalidRequest, HeadersTooLarge, UnsupportedOperation."""
+        return cls(
+            bucket=call.bucket,
+            key=call.key,
+            body=call.payload(),
+            attributes=attributes_of(call.headers),
+            conditions=Conditions.parse(call.headers),
+        )
+
+
+async def put_object(context: Context, input: PutObjectInput) -> Response:
+    """Store an object: received straight into the store's memory, verified, and only then visible.
+
+    Conditions are checked twice: before the body is asked for, to save its transfer, and in the step that makes the
+    object visible, which is the one that counts.
+    """
+    store, body = context.store, input.body
+    precondition = input.conditions.for_write()
+    if precondition is not None:
+        try:
+            precondition(store.stat(context.tenant.name, input.bucket, input.key))
+        except NoSuchKey:
+            precondition(None)
+    async with await store.open_write(context.tenant, input.bucket, input.key, body.nbytes) as write:
+        while body.left != 0:
+            received = await body.readinto(await write.buffer())
+            if not received:
+                break
+            await write.advance(received)
+        await body.finish()
+        record = await write.commit({**input.attributes, **body.checksums}, precondition)
+    return Response(headers={"ETag": f'"{record.etag}"', **checksum_headers(record)})
+
+
+operation = Operation("PutObject", PutObjectInput.parse, put_object)

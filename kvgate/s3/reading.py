@@ -1,0 +1,96 @@
+"""What GET and HEAD of an object have in common: which bytes are asked for, under which conditions, described how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from kvgate.errors import InvalidArgument, InvalidRange, InvalidRequest, NotModified
+from kvgate.s3.call import Call
+from kvgate.s3.conditions import Conditions
+from kvgate.s3.ranges import ByteRange, parse_range
+from kvgate.s3.representation import OVERRIDES, check_header_value, checksum_headers, description
+
+if TYPE_CHECKING:
+    from kvgate.tiers.base import Record
+
+PARAMETERS = frozenset({*OVERRIDES, "partNumber"})
+
+_PART_NUMBER = re.compile(r"[1-9][0-9]{0,4}")
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The answer's status and headers, and the bytes [start, stop) of the object that are its body."""
+
+    status: int
+    headers: dict[str, str]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadInput:
+    """A GET or HEAD of one object.
+
+    part_number: every object has one part, which is the whole; clients ask for it to learn about the object.
+    overrides:   response headers that the caller wants instead of the stored ones
+    """
+
+    bucket: str
+    key: str
+    conditions: Conditions
+    byte_range: ByteRange | None
+    part_number: int | None
+    overrides: Mapping[str, str]
+    with_checksums: bool
+
+    @classmethod
+    def parse(cls, call: Call) -> ReadInput:
+        """Raises InvalidArgument or InvalidRequest."""
+        overrides = {header: call.query[name] for name, header in OVERRIDES.items() if name in call.query}
+        for name, value in overrides.items():
+            check_header_value(f"response-{name}", value)
+        part = call.query.get("partNumber")
+        if part is not None and not _PART_NUMBER.fullmatch(part):
+            raise InvalidArgument("partNumber must be 1 to 10000")
+        byte_range = parse_range(call.headers.get("range"))
+        if part and byte_range:
+            raise InvalidRequest("Range and partNumber cannot go together")
+        return cls(
+            bucket=call.bucket,
+            key=call.key,
+            conditions=Conditions.parse(call.headers),
+            byte_range=byte_range,
+            part_number=int(part) if part else None,
+            overrides=overrides,
+            with_checksums=call.headers.get("x-amz-checksum-mode").upper() == "ENABLED",
+        )
+
+    def select(self, record: Record) -> Selection:
+        """What to answer for the current object. Raises PreconditionFailed, InvalidRange."""
+        try:
+            self.conditions.check_read(record)
+        except NotModified:
+            return Selection(304, description(record, unchanged=True), 0, 0)
+        start, stop, status = 0, record.nbytes, 200
+        if self.byte_range and self.conditions.range_applies(record):
+            start, stop = self.byte_range.resolve(record.nbytes)
+            status = 206
+        elif self.part_number == 1:
+            status = 206 if record.nbytes else 200
+        elif self.part_number:
+            raise InvalidRange(record.nbytes)
+        headers = description(record)
+        if status == 206:
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{record.nbytes}"
+        if self.with_checksums and stop - start == record.nbytes:
+            headers |= checksum_headers(record)
+        for name, value in self.overrides.items():
+            if name == "content-type":
+                headers["Content-Type"] = value
+            else:
+                headers[name] = value
+        return Selection(status, headers, start, stop)

@@ -1,0 +1,90 @@
+"""An object's metadata as headers: those that a PUT stores, and those that GET and HEAD describe the object with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from email.utils import formatdate
+from typing import TYPE_CHECKING
+
+from kvgate.errors import HeadersTooLarge, InvalidArgument
+from kvgate.messages import Headers
+from kvgate.s3.body import content_codings
+from kvgate.s3.checksums import HEADER_PREFIX, encode_crc64nvme
+
+if TYPE_CHECKING:
+    from kvgate.tiers.base import Record
+
+USER_PREFIX = "x-amz-meta-"
+MAX_USER_METADATA_NBYTES = 2048
+MAX_STORED_HEADERS_NBYTES = 4096
+DEFAULT_CONTENT_TYPE = "binary/octet-stream"
+
+_STORED = ("cache-control", "content-disposition", "content-language", "content-type", "expires")
+_OVERRIDABLE = (*_STORED, "content-encoding")
+OVERRIDES = {f"response-{name}": name for name in _OVERRIDABLE}
+"""Query parameters of GET and HEAD, and the response header that each replaces."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
+
+
+def attributes_of(headers: Headers) -> dict[str, str]:
+    """What an upload's headers say about the object, to be stored with it.
+
+    Raises HeadersTooLarge for more than 2 KiB of user metadata, and InvalidArgument for a value that no response header
+    could carry.
+    """
+    stored = {name: headers.get(name) for name in _STORED if name in headers}
+    codings = [coding for coding in content_codings(headers) if coding != "aws-chunked"]
+    if codings:
+        stored["content-encoding"] = ",".join(codings)
+    user = {name: ",".join(headers.getall(name)) for name, _ in headers.items() if name.startswith(USER_PREFIX)}
+    for name, value in (stored | user).items():
+        check_header_value(name, value)
+    if _nbytes(user) - len(USER_PREFIX) * len(user) > MAX_USER_METADATA_NBYTES:
+        raise HeadersTooLarge(f"the {USER_PREFIX}* headers are over {MAX_USER_METADATA_NBYTES} bytes in all")
+    if _nbytes(stored) > MAX_STORED_HEADERS_NBYTES:
+        raise HeadersTooLarge(f"the headers to store are over {MAX_STORED_HEADERS_NBYTES} bytes in all")
+    return stored | user
+
+
+def check_header_value(name: str, value: str) -> None:
+    """Raises InvalidArgument for control characters and for what is not UTF-8."""
+    if _CONTROL.search(value):
+        raise InvalidArgument(f"the value of {name} has a control character or is not UTF-8")
+
+
+def description(record: Record, *, unchanged: bool = False) -> dict[str, str]:
+    """The headers that describe an object, without its checksums; only what a 304 carries when it is `unchanged`."""
+    if unchanged:
+        kept = {name: record.attributes[name] for name in ("cache-control", "expires") if name in record.attributes}
+        return {"ETag": f'"{record.etag}"', "Last-Modified": http_date(record.mtime_ms)} | kept
+    headers = {
+        "ETag": f'"{record.etag}"',
+        "Last-Modified": http_date(record.mtime_ms),
+        "Accept-Ranges": "bytes",
+        "Content-Type": DEFAULT_CONTENT_TYPE,
+    }
+    for name, value in record.attributes.items():
+        if name == "content-type":
+            headers["Content-Type"] = value
+        elif not name.startswith(HEADER_PREFIX):
+            headers[name] = value
+    return headers
+
+
+def checksum_headers(record: Record) -> dict[str, str]:
+    """The checksum that the object's writer sent, or the store's crc64nvme; of the whole object."""
+    sent = {name: value for name, value in record.attributes.items() if name.startswith(HEADER_PREFIX)}
+    return (sent or {"x-amz-checksum-crc64nvme": encode_crc64nvme(record.crc64nvme)}) | {
+        "x-amz-checksum-type": "FULL_OBJECT"
+    }
+
+
+def http_date(mtime_ms: int) -> str:
+    """A Last-Modified value: whole seconds."""
+    return formatdate(mtime_ms // 1000, usegmt=True)
+
+
+def _nbytes(headers: Mapping[str, str]) -> int:
+    return sum(len(name) + len(value.encode()) for name, value in headers.items())

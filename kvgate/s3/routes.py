@@ -1,0 +1,127 @@
+"""The route table: from method, resource and subresource to an operation.
+
+Nothing is silently ignored: a subresource, query parameter or header that would change what the request means, and that
+the operation does not read, is refused by name.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+from kvgate.errors import AccessDenied, MethodNotAllowed, UnsupportedOperation
+from kvgate.messages import Headers
+from kvgate.s3.call import Call
+from kvgate.s3.operations import (
+    create_bucket,
+    delete_bucket,
+    delete_object,
+    delete_objects,
+    get_bucket_location,
+    get_object,
+    head_bucket,
+    head_object,
+    list_buckets,
+    list_objects,
+    list_objects_v2,
+    put_object,
+)
+from kvgate.s3.operations.base import Operation
+
+
+class Resource(enum.Enum):
+    """What a path addresses."""
+
+    SERVICE = "service"
+    BUCKET = "bucket"
+    OBJECT = "object"
+
+
+ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {
+    ("GET", Resource.SERVICE, ""): list_buckets.operation,
+    ("PUT", Resource.BUCKET, ""): create_bucket.operation,
+    ("HEAD", Resource.BUCKET, ""): head_bucket.operation,
+    ("DELETE", Resource.BUCKET, ""): delete_bucket.operation,
+    ("GET", Resource.BUCKET, ""): list_objects.operation,
+    ("GET", Resource.BUCKET, "list-type"): list_objects_v2.operation,
+    ("GET", Resource.BUCKET, "location"): get_bucket_location.operation,
+    ("POST", Resource.BUCKET, "delete"): delete_objects.operation,
+    ("PUT", Resource.OBJECT, ""): put_object.operation,
+    ("GET", Resource.OBJECT, ""): get_object.operation,
+    ("HEAD", Resource.OBJECT, ""): head_object.operation,
+    ("DELETE", Resource.OBJECT, ""): delete_object.operation,
+}
+
+_SUBRESOURCES = {
+    resource: frozenset({subresource for _, of, subresource in ROUTES if of is resource and subresource})
+    for resource in Resource
+}
+
+_HARMLESS_PARAMETERS = frozenset(
+    {
+        *("X-Amz-Algorithm", "X-Amz-Content-Sha256", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires"),
+        *("X-Amz-Signature", "X-Amz-SignedHeaders"),
+        *("x-id", "x-amz-checksum-mode", "x-amz-sdk-checksum-algorithm", "x-amz-user-agent"),
+    }
+)
+"""What presigning and SDKs add to a query without changing its meaning."""
+
+_UNSUPPORTED_HEADERS = (
+    "x-amz-copy-source",
+    "x-amz-rename-source",
+    "x-amz-server-side-encryption",
+    "x-amz-grant-",
+    "x-amz-tagging",
+    "x-amz-object-lock-",
+    "x-amz-website-redirect-location",
+    "x-amz-write-offset-bytes",
+    "x-amz-if-match-",
+    "x-amz-mfa",
+)
+"""Headers, or beginnings of headers, that ask for more than the operation would do."""
+
+_ACCEPTED_VALUES = {
+    "x-amz-acl": {"private", "bucket-owner-full-control"},
+    "x-amz-storage-class": {"STANDARD"},
+    "x-amz-object-ownership": {"BucketOwnerEnforced"},
+    "x-amz-bucket-object-lock-enabled": {"false", "False"},
+}
+"""Headers that are accepted where they ask for what is the case anyway."""
+
+
+def route(call: Call) -> Operation[Any]:
+    """The operation that a call asks for.
+
+    Raises UnsupportedOperation naming what is not offered, MethodNotAllowed, or AccessDenied when
+    `x-amz-expected-bucket-owner` is not the caller.
+    """
+    resource = Resource.OBJECT if call.key else Resource.BUCKET if call.bucket else Resource.SERVICE
+    asked = [name for name in call.query if name not in _HARMLESS_PARAMETERS]
+    subresource = next((name for name in asked if name in _SUBRESOURCES[resource]), "")
+    method = call.request.method
+    operation = ROUTES.get((method, resource, subresource))
+    known = operation.parameters if operation else frozenset()
+    unknown = [name for name in asked if name != subresource and name not in known]
+    if unknown:
+        raise UnsupportedOperation(
+            f"the query parameter {unknown[0][:64]!r} of {method} on the {resource.value} is not offered"
+        )
+    if operation is None:
+        of = f"?{subresource} of the {resource.value}" if subresource else f"the {resource.value}"
+        raise MethodNotAllowed(f"{method[:16]} is not a method of {of}")
+    _check_headers(call.headers, call.identity.tenant.name)
+    return operation
+
+
+def _check_headers(headers: Headers, tenant: str) -> None:
+    for name, value in headers.items():
+        if not name.startswith("x-amz-"):
+            continue
+        if name.startswith(_UNSUPPORTED_HEADERS):
+            raise UnsupportedOperation(f"the header {name} is not offered")
+        if name in _ACCEPTED_VALUES and value not in _ACCEPTED_VALUES[name]:
+            raise UnsupportedOperation(
+                f"the header {name} is accepted as {' or '.join(sorted(_ACCEPTED_VALUES[name]))} only"
+            )
+        if name == "x-amz-expected-bucket-owner" and value != tenant:
+            raise AccessDenied("the bucket is not of the owner that x-amz-expected-bucket-owner names")

@@ -1,0 +1,82 @@
+"""What a request addresses: bucket, key and query parameters, decoded strictly from the raw request target.
+
+Addressing is path-style, `/bucket/key`. Everything after the bucket's slash is the key, `//` and all.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+from kvgate.errors import InvalidArgument, InvalidBucketName, InvalidKey, InvalidRequest, KeyTooLong
+
+MAX_KEY_NBYTES = 1024
+MAX_PARAMETERS = 64
+
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """An empty `key` addresses the bucket, an empty `bucket` the service."""
+
+    bucket: str
+    key: str
+    query: Mapping[str, str]
+
+
+def parse_target(raw_path: str, raw_query: str) -> Target:
+    """The target of a request.
+
+    Raises InvalidBucketName, InvalidKey, KeyTooLong, InvalidArgument for the query, or InvalidRequest.
+    """
+    if not raw_path.startswith("/"):
+        raise InvalidRequest("the request target must be a path")
+    raw_bucket, _, raw_key = raw_path[1:].partition("/")
+    try:
+        bucket = _decode(raw_bucket)
+    except ValueError as error:
+        raise InvalidBucketName(f"the bucket name in the path {error}") from None
+    if raw_key and not bucket:
+        raise InvalidBucketName("the path has an empty bucket name")
+    try:
+        key = _decode(raw_key)
+    except ValueError as error:
+        raise InvalidKey(f"the key in the path {error}") from None
+    nbytes = len(key.encode())
+    if nbytes > MAX_KEY_NBYTES:
+        raise KeyTooLong(f"the key is {nbytes} bytes; at most {MAX_KEY_NBYTES} are accepted")
+    return Target(bucket, key, _parse_query(raw_query))
+
+
+def _parse_query(raw_query: str) -> dict[str, str]:
+    query: dict[str, str] = {}
+    if not raw_query:
+        return query
+    parameters = raw_query.split("&", MAX_PARAMETERS)
+    if len(parameters) > MAX_PARAMETERS:
+        raise InvalidArgument(f"the query has over {MAX_PARAMETERS} parameters")
+    for parameter in parameters:
+        raw_name, _, raw_value = parameter.partition("=")
+        try:
+            name, value = _decode(raw_name), _decode(raw_value)
+        except ValueError as error:
+            raise InvalidArgument(f"a parameter of the query {error}") from None
+        if name in query:
+            raise InvalidArgument(f"the query parameter {name[:64]!r} is given twice")
+        if name:
+            query[name] = value
+    return query
+
+
+def _decode(raw: str) -> str:
+    if "%" not in raw and raw.isascii():
+        return raw
+    if _BROKEN_ESCAPE.search(raw):
+        raise ValueError("has a '%' that is not followed by two hex digits")
+    try:
+        return unquote_to_bytes(raw.encode("utf-8", "surrogateescape")).decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("is not UTF-8 when percent-decoded") from None

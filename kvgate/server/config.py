@@ -1,0 +1,68 @@
+"""The configuration of a gateway: one dataclass per component, composed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvgate import config, plugins
+from kvgate.auth.tenants import TenantConfig
+from kvgate.config import KiB, Seconds, Size, option
+from kvgate.errors import ConfigError
+from kvgate.kvapi.config import KVApiConfig
+from kvgate.store.config import StoreConfig
+
+MEMORY_TIER = "host"
+
+
+@dataclass(frozen=True)
+class ListenConfig:
+    """Where the gateway listens, and how long it waits for its peers."""
+
+    host: str = option(default="127.0.0.1", help="address to listen on; 0.0.0.0 is every IPv4 address")
+    port: int = option(default=9000, help="port of S3 and kvapi; 0 takes a free one")
+    admin_port: int = option(default=9001, help="port of /metrics, /healthz and /readyz; 0 takes a free one")
+    max_header: Size = option(default=Size(16 * KiB), help="bytes of the longest request line or header that is read")
+    idle_timeout: Seconds = option(default=Seconds(75.0), help="how long a connection may be idle between requests")
+    body_timeout: Seconds = option(default=Seconds(30.0), help="how long a peer may pause while it sends or takes a body")
+    drain_timeout: Seconds = option(
+        default=Seconds(30.0), help="how long requests in flight may go on after SIGTERM before they are cut"
+    )
+    max_skew: Seconds = option(default=Seconds(900.0), help="how far a request's time may be from the gateway's")
+    region: str = option(default="us-east-1", help="the S3 region that the gateway names; any region may sign")
+
+    def __post_init__(self) -> None:
+        for key in ("port", "admin_port"):
+            if not 0 <= getattr(self, key) <= 65535:
+                raise ConfigError(f"{key}: expected 0 to 65535, got {getattr(self, key)}")
+        if self.port == self.admin_port != 0:
+            raise ConfigError(f"admin_port: expected another port than `port`, got {self.admin_port} for both")
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """Everything that `kvgate serve --config` reads."""
+
+    tenants: Mapping[str, TenantConfig] = option(help="the tenants by name")
+    listen: ListenConfig = option(default=ListenConfig(), help="addresses and timeouts")
+    tiers: Mapping[str, Any] = option(
+        default_factory=lambda: {MEMORY_TIER: {}},
+        help="options of each tier by its name, the fastest first; `host` is always the first",
+    )
+    store: StoreConfig = option(default=StoreConfig(), help="acknowledgement, eviction and limits")
+    kvapi: KVApiConfig = option(default=KVApiConfig(), help="limits of the calls under /_kv/v1/")
+
+    def __post_init__(self) -> None:
+        if not self.tenants:
+            raise ConfigError("tenants: expected at least one")
+        self.tier_options()
+
+    def tier_options(self) -> list[tuple[Any, Any]]:
+        """Each tier's class and its options, memory first. Raises ConfigError."""
+        names = [MEMORY_TIER, *(name for name in self.tiers if name != MEMORY_TIER)]
+        classes = [plugins.load("kvgate.tiers", name) for name in names]
+        return [
+            (tier, config.build(tier.Config, self.tiers.get(name), f"tiers.{name}"))
+            for name, tier in zip(names, classes, strict=True)
+        ]

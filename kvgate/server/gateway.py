@@ -1,0 +1,125 @@
+"""The composition root: a running gateway from its configuration."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from aiohttp import web
+
+from kvgate.auth.authenticator import Authenticator
+from kvgate.auth.tenants import Tenants
+from kvgate.errors import ConfigError, KVGateError
+from kvgate.kvapi.api import KVApi
+from kvgate.messages import Request, Response
+from kvgate.metrics import Metrics
+from kvgate.s3.api import S3
+from kvgate.s3.errors import error_response
+from kvgate.server.admin import admin_app
+from kvgate.server.config import GatewayConfig, ListenConfig
+from kvgate.server.front import Front
+from kvgate.store.store import open_store
+from kvgate.tiers.disk import DiskTier
+from kvgate.tiers.host import HostTier
+
+logger = logging.getLogger(__name__)
+
+_KVAPI_PREFIX = "/_kv/"
+_BACKLOG = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a running gateway listens."""
+
+    host: str
+    port: int
+    admin_port: int
+
+
+@contextlib.asynccontextmanager
+async def running(config: GatewayConfig) -> AsyncIterator[Addresses]:
+    """A gateway that takes requests inside the context.
+
+    Leaving it drains: no new connections, requests in flight go on for at most `listen.drain_timeout`, and what is only
+    in memory is written to the lower tiers. Raises ConfigError for an address that cannot be had, TierError.
+    """
+    metrics, tenants = Metrics(), Tenants(config.tenants)
+    memory, *lower = [tier(options) for tier, options in config.tier_options()]
+    assert isinstance(memory, HostTier)
+    catalog = next((_catalog_path(tier) for tier in lower if isinstance(tier, DiskTier)), None)
+    authenticator = Authenticator(tenants, time.time, config.listen.max_skew)
+    with contextlib.closing(_listen(config.listen, config.listen.port)) as listener:
+        with contextlib.closing(_listen(config.listen, config.listen.admin_port)) as admin_listener:
+            async with open_store(
+                memory, lower, tenants, config=config.store, metrics=metrics, catalog=catalog
+            ) as store:
+                gc.collect()
+                gc.freeze()  # what was loaded stays; the collector need not look at it again
+                s3 = S3(store, authenticator, config.listen.region)
+                kvapi = KVApi(store, authenticator, config.kvapi)
+
+                async def handle(request: Request, request_id: str) -> Response:
+                    api = kvapi if request.raw_path.startswith(_KVAPI_PREFIX) else s3
+                    return await api.handle(request, request_id)
+
+                open_for_requests = True
+                app = admin_app(metrics, store.collect, lambda: open_for_requests)
+                admin = web.AppRunner(app, access_log=None)
+                front = web.ServerRunner(
+                    Front(handle, _refuse, config.listen, metrics), shutdown_timeout=config.listen.drain_timeout
+                )
+                try:
+                    for runner, sock in ((admin, admin_listener), (front, listener)):
+                        await runner.setup()
+                        await web.SockSite(runner, sock, backlog=_BACKLOG).start()
+                    addresses = Addresses(config.listen.host, _port(listener), _port(admin_listener))
+                    logger.info("kvgate listens on %s:%d", addresses.host, addresses.port)
+                    yield addresses
+                finally:
+                    open_for_requests = False
+                    await front.cleanup()
+                    await admin.cleanup()
+
+
+async def serve(config: GatewayConfig) -> None:
+    """Run a gateway until SIGTERM or SIGINT, then drain it."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(config):
+        await stop.wait()
+        logger.info("kvgate drains")
+    logger.info("kvgate has stopped")
+
+
+def _refuse(error: KVGateError, request_id: str) -> Response:
+    return error_response(error, method="GET", resource="", request_id=request_id)
+
+
+def _catalog_path(tier: DiskTier) -> Path:
+    return tier.folder / "buckets.json"
+
+
+def _listen(config: ListenConfig, port: int) -> socket.socket:
+    try:
+        family = socket.getaddrinfo(config.host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((config.host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"listen: {config.host}:{port} cannot be listened on ({error.strerror or error}); is another gateway running?"
+        ) from error
+
+
+def _port(sock: socket.socket) -> int:
+    port: int = sock.getsockname()[1]
+    return port

@@ -1,0 +1,41 @@
+"""The buckets that were made by request: a small JSON file, replaced as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from kvgate.errors import ConfigError
+
+
+class Catalog:
+    """Remembers buckets in a file, or not at all without a path. Methods block."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def load(self) -> dict[tuple[str, str], int]:
+        """Every (tenant, bucket) and when it was made, in ms since the epoch. Raises ConfigError for a bad file."""
+        if self._path is None or not self._path.exists():
+            return {}
+        try:
+            content = json.loads(self._path.read_bytes())
+            return {(item["tenant"], item["bucket"]): int(item["created_ms"]) for item in content["buckets"]}
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ConfigError(
+                f"{self._path} cannot be read ({error}); move it away, and buckets that hold objects are found again"
+            ) from error
+
+    def save(self, buckets: Mapping[tuple[str, str], int]) -> None:
+        """Replace the file. Raises OSError, leaving it as it was."""
+        if self._path is None:
+            return
+        rows = [{"tenant": tenant, "bucket": bucket, "created_ms": ms} for (tenant, bucket), ms in buckets.items()]
+        temporary = self._path.with_suffix(".new")
+        with temporary.open("w") as file:
+            json.dump({"version": 1, "buckets": rows}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path)

@@ -1,0 +1,35 @@
+"""Options of the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kvgate.config import MiB, Seconds, Size, option
+from kvgate.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """What an acknowledgement promises, and the store's limits."""
+
+    ack: Literal["memory", "disk"] = option(
+        default="memory",
+        help="when a PUT is answered: `memory`, once the object can be read; `disk`, once it also survives a restart",
+    )
+    eviction: str = option(default="lru", help="eviction policy, by its name in the entry points `kvgate.eviction`")
+    max_object: Size = option(default=Size(5 << 30), help="bytes of the largest object that is accepted")
+    window: Size = option(
+        default=Size(8 * MiB), help="bytes of memory that one request streams an object through that is not in memory"
+    )
+    movers: int = option(default=2, help="objects written from memory to lower tiers at the same time")
+    max_lease: Seconds = option(default=Seconds(300.0), help="the longest lease that a client can get")
+    max_leases: int = option(default=100_000, help="how many leases can be open at the same time")
+
+    def __post_init__(self) -> None:
+        if self.window < MiB:
+            raise ConfigError(f"window: expected at least 1MiB, got {self.window} bytes")
+        if not 1 <= self.movers <= 64:
+            raise ConfigError(f"movers: expected 1 to 64, got {self.movers}")
+        if self.max_leases < 1:
+            raise ConfigError(f"max_leases: expected at least 1, got {self.max_leases}")

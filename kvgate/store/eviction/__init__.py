@@ -1,0 +1,1 @@
+"""Eviction policies: one file a policy, behind the protocol in base.py."""

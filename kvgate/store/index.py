@@ -1,0 +1,182 @@
+"""The index: every visible object, where its copies lie, and the buckets that hold them.
+
+Invariants
+1. An entry is in the index exactly while it is visible: `current` is true.
+2. An entry that is in the index has at least one copy.
+3. A leased or pinned entry is never evicted; it can be deleted or replaced, and then it is no longer current.
+
+Synchronous and pure (no I/O): the store decides here and acts afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sortedcontainers import SortedDict
+
+from kvgate.errors import NoSuchBucket
+from kvgate.tiers.base import Copy, Record
+
+
+class Entry:
+    """One visible object. Compared by identity: a new version of a key is another entry.
+
+    copies: a tier's note of its copy, or None, by the tier's rank (0 is the fastest).
+    settled: its way to a lower tier is over (written, refused, or evicted since); it may leave memory.
+    """
+
+    __slots__ = ("copies", "current", "leases", "pinned", "record", "settled")
+
+    def __init__(self, record: Record, copies: tuple[Copy | None, ...]) -> None:
+        self.record = record
+        self.copies = copies
+        self.leases = 0
+        self.pinned = False
+        self.current = False
+        self.settled = False
+
+    def set_copy(self, rank: int, copy: Copy | None) -> None:
+        """Note the copy in the tier of this rank, or with None that there is none."""
+        self.copies = (*self.copies[:rank], copy, *self.copies[rank + 1 :])
+
+    def has_copy(self, *ranks: int) -> bool:
+        """Whether one of the tiers of these ranks holds a copy."""
+        return any(self.copies[rank] is not None for rank in ranks)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket and when it was made."""
+
+    name: str
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One page of a list: records and rolled-up prefixes, each in byte order.
+
+    next_after: the last key or prefix of the page, to go on from when `truncated`.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    prefixes: list[str] = field(default_factory=list)
+    truncated: bool = False
+    next_after: str = ""
+
+
+class Index:
+    """Objects by tenant, bucket and key. Two tenants' buckets of one name have nothing in common."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[tuple[str, str], SortedDict] = {}
+        self._created_ms: dict[tuple[str, str], int] = {}
+
+    # --- buckets ------------------------------------------------------------------------------------------------------
+
+    def add_bucket(self, tenant: str, bucket: str, created_ms: int) -> bool:
+        """Add an empty bucket; False when it is there already."""
+        if (tenant, bucket) in self._buckets:
+            return False
+        self._buckets[tenant, bucket] = SortedDict()
+        self._created_ms[tenant, bucket] = created_ms
+        return True
+
+    def remove_bucket(self, tenant: str, bucket: str) -> None:
+        """Remove a bucket."""
+        del self._buckets[tenant, bucket], self._created_ms[tenant, bucket]
+
+    def buckets(self, tenant: str) -> list[Bucket]:
+        """The tenant's buckets by name."""
+        return [
+            Bucket(name, created_ms)
+            for (owner, name), created_ms in sorted(self._created_ms.items())
+            if owner == tenant
+        ]
+
+    def bucket(self, tenant: str, bucket: str) -> Bucket:
+        """One bucket. Raises NoSuchBucket."""
+        try:
+            return Bucket(bucket, self._created_ms[tenant, bucket])
+        except KeyError:
+            raise NoSuchBucket(f"there is no bucket {bucket!r}") from None
+
+    def all_buckets(self) -> dict[tuple[str, str], int]:
+        """Every (tenant, bucket) and when it was made, in ms since the epoch."""
+        return dict(self._created_ms)
+
+    # --- objects ------------------------------------------------------------------------------------------------------
+
+    def get(self, tenant: str, bucket: str, key: str) -> Entry | None:
+        """The visible object of a key. Raises NoSuchBucket."""
+        entry: Entry | None = self.objects(tenant, bucket).get(key)
+        return entry
+
+    def put(self, entry: Entry) -> Entry | None:
+        """Make an entry visible; the one that it replaces. Raises NoSuchBucket."""
+        record = entry.record
+        objects = self.objects(record.tenant, record.bucket)
+        replaced: Entry | None = objects.get(record.key)
+        if replaced is not None:
+            replaced.current = False
+        objects[record.key] = entry
+        entry.current = True
+        return replaced
+
+    def remove(self, entry: Entry) -> None:
+        """Make a current entry invisible."""
+        record = entry.record
+        del self._buckets[record.tenant, record.bucket][record.key]
+        entry.current = False
+
+    def load(self, tenant: str, bucket: str, entries: dict[str, Entry]) -> None:
+        """Make many entries visible at once in a bucket that has none of their keys."""
+        for entry in entries.values():
+            entry.current = True
+        self._buckets[tenant, bucket].update(entries)
+
+    def objects(self, tenant: str, bucket: str) -> SortedDict:
+        """The bucket's entries by key, in byte order. Raises NoSuchBucket."""
+        try:
+            return self._buckets[tenant, bucket]
+        except KeyError:
+            raise NoSuchBucket(f"there is no bucket {bucket!r}") from None
+
+    def list(self, tenant: str, bucket: str, prefix: str, delimiter: str, after: str, limit: int) -> Listing:
+        """Up to `limit` keys and rolled-up prefixes that begin with `prefix` and come after `after`.
+
+        Keys that have `delimiter` behind `prefix` are rolled up into one prefix that ends with it. A prefix equal to
+        `after` has been listed and is skipped. Byte order is the order of str here: both follow code points.
+        """
+        objects = self.objects(tenant, bucket)
+        keys = objects.keys()
+        at = max(objects.bisect_left(prefix), objects.bisect_right(after) if after else 0)
+        if delimiter and after.startswith(prefix) and after.endswith(delimiter):
+            at = max(at, objects.bisect_left(_successor(after)))
+        records: list[Record] = []
+        prefixes: list[str] = []
+        last = ""
+        while at < len(keys):
+            key: str = keys[at]
+            if not key.startswith(prefix):
+                break
+            if len(records) + len(prefixes) >= limit:
+                return Listing(records, prefixes, limit > 0, last)
+            cut = key.find(delimiter, len(prefix)) if delimiter else -1
+            if cut < 0:
+                records.append(objects[key].record)
+                last = key
+                at += 1
+            else:
+                last = key[: cut + len(delimiter)]
+                prefixes.append(last)
+                at = objects.bisect_left(_successor(last))
+        return Listing(records, prefixes, False, last)
+
+
+def _successor(prefix: str) -> str:
+    """The least string that is greater than every string beginning with `prefix`."""
+    last = ord(prefix[-1]) + 1
+    while 0xD800 <= last <= 0xDFFF:  # keys hold no surrogates
+        last = 0xE000
+    return prefix[:-1] + chr(last) if last <= 0x10FFFF else prefix + chr(0x10FFFF) * 2

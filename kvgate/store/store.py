@@ -1,0 +1,396 @@
+"""The store: buckets and objects of every tenant, over memory and the tiers below it.
+
+Lookup, quota, eviction and placement are decided synchronously on the event loop; the I/O that follows a decision never
+holds up another request. A name means something only together with its tenant: nothing here can be reached from one
+tenant's credential that belongs to another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvgate import plugins
+from kvgate.auth.tenants import Tenant
+from kvgate.chunk.key import ChunkKey, ManifestKey, check_bucket
+from kvgate.chunk.space import Space
+from kvgate.errors import BucketNotEmpty, InvalidManifest, NoSuchKey, TooManyBuckets, UnknownSpace
+from kvgate.metrics import Metrics
+from kvgate.store.catalog import Catalog
+from kvgate.store.config import StoreConfig
+from kvgate.store.index import Bucket, Entry, Index, Listing
+from kvgate.store.leases import LeaseTable
+from kvgate.store.placement import Placement
+from kvgate.store.quota import Quota
+from kvgate.store.read import Read
+from kvgate.store.spaces import Spaces, parse_any_key
+from kvgate.store.write import Precondition, Write
+from kvgate.tiers.base import Copy, Record, Tier
+from kvgate.tiers.host import HostTier
+
+logger = logging.getLogger(__name__)
+
+_EXPIRE_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chunk was found: the fastest tier that holds it, and its body's bytes."""
+
+    tier: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The chunks present from the first one on, without a gap, leased for `expires_s` seconds.
+
+    lease: the name to release it by; empty when nothing was found
+    """
+
+    places: list[Place]
+    lease: str
+    expires_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TierUsage:
+    """What a tenant has in one tier."""
+
+    objects: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TenantStats:
+    """A tenant's own numbers. `nbytes` counts each object once, uploads in flight included."""
+
+    objects: int
+    nbytes: int
+    quota_nbytes: int | None
+    tiers: dict[str, TierUsage]
+    leases: int
+    match_chunks_asked: int
+    match_chunks_found: int
+
+
+class Store:
+    """See the module. Made by `open_store`, which also runs what works in the background."""
+
+    def __init__(
+        self,
+        memory: HostTier,
+        lower: Sequence[Tier],
+        *,
+        config: StoreConfig,
+        metrics: Metrics,
+        catalog: Catalog,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._catalog = catalog
+        self._index = Index()
+        self._quota = Quota()
+        self._spaces = Spaces()
+        policy = plugins.load("kvgate.eviction", config.eviction)
+        self._placement = Placement(memory, lower, self._index, self._quota, policy, metrics)
+        self._leases = LeaseTable(config.max_leases, clock, self._placement.lease, self._placement.unlease)
+        self._matched: dict[str, tuple[int, int]] = {}
+        self._catalog_thread = ThreadPoolExecutor(1, thread_name_prefix="kvgate-catalog")  # one, so in order
+
+    # --- buckets ------------------------------------------------------------------------------------------------------
+
+    def buckets(self, tenant: str) -> list[Bucket]:
+        """The tenant's buckets by name."""
+        return self._index.buckets(tenant)
+
+    def bucket(self, tenant: str, bucket: str) -> Bucket:
+        """One of the tenant's buckets. Raises NoSuchBucket."""
+        return self._index.bucket(tenant, bucket)
+
+    async def create_bucket(self, tenant: Tenant, bucket: str) -> bool:
+        """Make a bucket, which survives a restart; False when the tenant has it.
+
+        Raises InvalidBucketName, TooManyBuckets.
+        """
+        check_bucket(bucket)
+        if any(known.name == bucket for known in self.buckets(tenant.name)):
+            return False
+        if len(self.buckets(tenant.name)) >= tenant.max_buckets:
+            raise TooManyBuckets(f"this tenant may have {tenant.max_buckets} buckets (max_buckets)")
+        self._index.add_bucket(tenant.name, bucket, _now_ms())
+        await self._save_catalog()
+        return True
+
+    async def delete_bucket(self, tenant: str, bucket: str) -> None:
+        """Delete an empty bucket. Raises NoSuchBucket, BucketNotEmpty."""
+        if self._index.objects(tenant, bucket):
+            raise BucketNotEmpty(f"bucket {bucket!r} still holds objects; delete them first")
+        self._index.remove_bucket(tenant, bucket)
+        await self._save_catalog()
+
+    # --- objects ------------------------------------------------------------------------------------------------------
+
+    def stat(self, tenant: str, bucket: str, key: str) -> Record:
+        """What is known of an object. Raises NoSuchBucket, NoSuchKey."""
+        return self._entry(tenant, bucket, key).record
+
+    def list(
+        self, tenant: str, bucket: str, *, prefix: str = "", delimiter: str = "", after: str = "", limit: int = 1000
+    ) -> Listing:
+        """One page of keys and rolled-up prefixes. Raises NoSuchBucket."""
+        return self._index.list(tenant, bucket, prefix, delimiter, after, limit)
+
+    def open_read(self, tenant: str, bucket: str, key: str) -> Read:
+        """A lease on an object, to be closed. Raises NoSuchBucket, NoSuchKey."""
+        entry = self._entry(tenant, bucket, key)
+        self._placement.touch(entry)
+        return Read(self._placement, entry, self._metrics, self._config.window)
+
+    async def open_write(self, tenant: Tenant, bucket: str, key: str, nbytes: int | None) -> Write:
+        """An upload of `nbytes` bytes, or of a length not known yet.
+
+        Raises NoSuchBucket, InvalidKey, UnknownSpace, QuotaExceeded, ObjectTooLarge, StoreFull, Overloaded.
+        """
+        self._index.bucket(tenant.name, bucket)
+        kind = parse_any_key(key)
+        space = await self._space(tenant.name, bucket, kind.space) if isinstance(kind, ChunkKey) else None
+        write = Write(
+            tenant=tenant,
+            bucket=bucket,
+            key=key,
+            kind=kind,
+            space=space,
+            nbytes=nbytes,
+            placement=self._placement,
+            index=self._index,
+            quota=self._quota,
+            spaces=self._spaces,
+            config=self._config,
+            take_quota=lambda more: self._take_quota(tenant, more, evict=isinstance(kind, ChunkKey)),
+        )
+        await write.open()
+        return write
+
+    async def delete(self, tenant: str, bucket: str, key: str, precondition: Precondition | None = None) -> bool:
+        """Delete an object, so that it is gone after a restart too; False when it was not there.
+
+        Raises NoSuchBucket, PreconditionFailed, TierError.
+        """
+        entry = self._index.get(tenant, bucket, key)
+        if precondition is not None:
+            precondition(entry.record if entry is not None else None)
+        if entry is None:
+            return False
+        self._index.remove(entry)
+        self._quota.give_back(tenant, entry.record.nbytes)
+        await self._placement.delete(entry)
+        return True
+
+    def pin(self, tenant: str, bucket: str, key: str, *, pinned: bool = True) -> None:
+        """Keep an object from eviction, or no longer. Raises NoSuchBucket, NoSuchKey."""
+        self._entry(tenant, bucket, key).pinned = pinned
+
+    # --- chunks -------------------------------------------------------------------------------------------------------
+
+    def match(self, tenant: str, bucket: str, space: str, hashes: Sequence[bytes], lease_s: float) -> Match:
+        """The longest prefix of `hashes` that is present, leased. Raises NoSuchBucket, Overloaded.
+
+        space: 64 hex digits; one that is not known matches nothing
+        lease_s: bounded by `store.max_lease`
+        """
+        objects = self._index.objects(tenant, bucket)
+        prefix = f"kv/{space}/"
+        entries: list[Entry] = []
+        for chunk_hash in hashes:
+            entry = objects.get(prefix + chunk_hash.hex())
+            if entry is None:
+                break
+            entries.append(entry)
+        asked, found = self._matched.get(tenant, (0, 0))
+        self._matched[tenant] = (asked + len(hashes), found + len(entries))
+        self._metrics.match_chunks.labels("hit").inc(len(entries))
+        self._metrics.match_chunks.labels("miss").inc(len(hashes) - len(entries))
+        if not entries:
+            return Match([], "", 0.0)
+        lease_s = min(lease_s, self._config.max_lease)
+        lease = self._leases.grant(tenant, entries, lease_s)
+        for entry in entries:
+            self._placement.touch(entry)
+        return Match([self._place(entry) for entry in entries], lease, lease_s)
+
+    def release(self, tenant: str, lease: str) -> None:
+        """End a lease before its deadline. Raises NoSuchLease, also when it is another tenant's."""
+        self._leases.release(tenant, lease)
+
+    def stats(self, tenant: Tenant) -> TenantStats:
+        """The tenant's own numbers."""
+        self._leases.expire()
+        placement = self._placement
+        usages = [residents.usage(tenant.name) for residents in placement.residents]
+        asked, found = self._matched.get(tenant.name, (0, 0))
+        return TenantStats(
+            objects=sum(len(self._index.objects(tenant.name, bucket.name)) for bucket in self.buckets(tenant.name)),
+            nbytes=self._quota.used(tenant.name),
+            quota_nbytes=tenant.quota_nbytes,
+            tiers={tier.name: TierUsage(*usage) for tier, usage in zip(placement.tiers, usages, strict=True)},
+            leases=self._leases.count(tenant.name),
+            match_chunks_asked=asked,
+            match_chunks_found=found,
+        )
+
+    # --- the gateway's own --------------------------------------------------------------------------------------------
+
+    async def flush(self) -> None:
+        """Wait until every object that a lower tier can take has its copy there."""
+        await self._placement.flush()
+
+    def collect(self) -> None:
+        """Bring the gauges of the metrics up to date."""
+        placement, metrics = self._placement, self._metrics
+        for tier, residents in zip(placement.tiers, placement.residents, strict=True):
+            usage = tier.usage()
+            metrics.tier_used_bytes.labels(tier.name).set(usage.nbytes)
+            metrics.tier_capacity_bytes.labels(tier.name).set(usage.capacity_nbytes)
+            metrics.tier_objects.labels(tier.name).set(residents.total())
+        metrics.demotion_queue.set(placement.dirty)
+        metrics.leases.set(self._leases.count())
+
+    async def load(self, tenants: Iterable[Tenant]) -> None:
+        """Open the tiers and find what survived; make the buckets of the configuration."""
+        began = time.monotonic()
+        for (owner, bucket), created_ms in self._catalog.load().items():
+            self._index.add_bucket(owner, bucket, created_ms)
+        for tenant in tenants:
+            for bucket in tenant.buckets:
+                self._index.add_bucket(tenant.name, bucket, _now_ms())
+        gc.disable()  # nothing of what is made here is garbage, and to look for it takes half the time
+        try:
+            for rank, tier in enumerate(self._placement.tiers):
+                await tier.start(lambda batch, rank=rank: self._found(rank, batch))  # type: ignore[misc]
+        finally:
+            gc.enable()
+        logger.info("store: open after %.2f s", time.monotonic() - began)
+
+    def run(self, tasks: asyncio.TaskGroup) -> None:
+        """Start what works in the background; it runs until `stop`."""
+        self._workers = self._placement.start(tasks, self._config.movers)
+        self._workers.append(tasks.create_task(self._expire_forever()))
+
+    async def stop(self) -> None:
+        """Write what is only in memory to the lower tiers, end the background work and close the tiers."""
+        await self._placement.flush()
+        for worker in self._workers:
+            worker.cancel()
+        await self._placement.settle()
+        for tier in self._placement.tiers:
+            await tier.close()
+        self._catalog_thread.shutdown()
+
+    async def _expire_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_EXPIRE_EVERY_S)
+            self._leases.expire()
+
+    def _found(self, rank: int, batch: Iterable[tuple[Record, Copy]]) -> None:
+        nowhere = (None,) * len(self._placement.tiers)
+        by_bucket: dict[tuple[str, str], dict[str, Entry]] = {}
+        for record, copy in batch:
+            self._index.add_bucket(record.tenant, record.bucket, record.mtime_ms)
+            entry = self._index.get(record.tenant, record.bucket, record.key)
+            if entry is None:
+                entry = Entry(record, nowhere)
+                entry.settled = True
+                entry.pinned = record.key.startswith("kv/") and record.key.endswith("/manifest.json")
+                self._quota.add(record.tenant, record.nbytes)
+                by_bucket.setdefault((record.tenant, record.bucket), {})[record.key] = entry
+            self._placement.add_copy(entry, rank, copy)
+        for (tenant, bucket), entries in by_bucket.items():
+            self._index.load(tenant, bucket, entries)
+
+    def _entry(self, tenant: str, bucket: str, key: str) -> Entry:
+        entry = self._index.get(tenant, bucket, key)
+        if entry is None:
+            raise NoSuchKey("there is no such object")
+        return entry
+
+    def _place(self, entry: Entry) -> Place:
+        rank = next(rank for rank, copy in enumerate(entry.copies) if copy is not None)
+        return Place(self._placement.tiers[rank].name, entry.record.nbytes)
+
+    async def _space(self, tenant: str, bucket: str, space: str) -> Space:
+        """The space of a manifest that is stored in the bucket. Raises UnknownSpace."""
+        entry = self._index.get(tenant, bucket, str(ManifestKey(space)))
+        if entry is None:
+            raise UnknownSpace(
+                f"space {space[:8]} has no manifest in bucket {bucket!r}; first PUT it as kv/{space}/manifest.json"
+            )
+        known = self._spaces.get(entry)
+        if known is not None:
+            return known
+        with Read(self._placement, entry, self._metrics, self._config.window) as read:
+            try:
+                body = await read.load(0, entry.record.nbytes)
+            except NoSuchKey:
+                raise UnknownSpace(f"the manifest of space {space[:8]} was lost; PUT it again") from None
+            try:
+                found = Space.from_canonical_json(b"".join([bytes(view) async for view in body.views()]))
+            except InvalidManifest as error:
+                raise UnknownSpace(f"the manifest of space {space[:8]} cannot be used: {error}") from error
+            finally:
+                body.close()
+        self._spaces.put(entry, found)
+        return found
+
+    def _take_quota(self, tenant: Tenant, nbytes: int, *, evict: bool) -> None:
+        """Count `nbytes` more for a tenant; a chunk may take the place of the tenant's own least useful chunks."""
+        excess = self._quota.excess(tenant.name, tenant.quota_nbytes, nbytes)
+        if excess and evict and nbytes <= (tenant.quota_nbytes or 0):
+            self._placement.evict_objects(tenant.name, excess, _is_idle_chunk)
+        self._quota.take(tenant.name, tenant.quota_nbytes, nbytes)
+
+    async def _save_catalog(self) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._catalog_thread, self._catalog.save, self._index.all_buckets())
+
+
+@contextlib.asynccontextmanager
+async def open_store(
+    memory: HostTier,
+    lower: Sequence[Tier],
+    tenants: Iterable[Tenant],
+    *,
+    config: StoreConfig,
+    metrics: Metrics,
+    catalog: Path | None,
+) -> AsyncIterator[Store]:
+    """A running store. Leaving the context writes what is only in memory to the lower tiers."""
+    store = Store(memory, lower, config=config, metrics=metrics, catalog=Catalog(catalog))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            store.run(tasks)
+            try:
+                await store.load(tenants)
+                yield store
+            finally:
+                await store.stop()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) == 1:  # what one would see without the task group
+            raise group.exceptions[0] from group.exceptions[0].__cause__
+        raise
+
+
+def _is_idle_chunk(entry: Entry) -> bool:
+    return entry.leases == 0 and not entry.pinned and entry.record.key.startswith("kv/")
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

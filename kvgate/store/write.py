@@ -1,0 +1,302 @@
+"""One object being written: received into memory, or streamed to a lower tier, and visible only when it is whole.
+
+Invariants
+1. Nothing of an upload is visible before `commit` returns or raises; then either the whole object is, or nothing.
+2. Quota, memory and files that an upload has taken are given back exactly once, however it ends.
+3. With `ack: disk`, the object is finished in a lower tier before it becomes visible, and published before `commit`
+   returns. The decision whether it may become visible is taken in one step with making it so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from kvgate.auth.tenants import Tenant
+from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.chunk.space import Space
+from kvgate.errors import (
+    ArenaFull,
+    IncompleteBody,
+    InvalidRequest,
+    ObjectTooLarge,
+    Overloaded,
+    StoreFull,
+    TierFull,
+    UnknownSpace,
+)
+from kvgate.memory.digest import BLOCK_NBYTES, BlockDigest
+from kvgate.memory.lease import Lease
+from kvgate.store.config import StoreConfig
+from kvgate.store.index import Entry, Index
+from kvgate.store.placement import MEMORY, Placement
+from kvgate.store.quota import Quota
+from kvgate.store.spaces import KEPT_PREFIX_NBYTES, Spaces, check_body, check_immutable, check_length
+from kvgate.tiers.base import Copy, Record, Upload
+
+Precondition = Callable[[Record | None], None]
+"""Sees the current record of the key, or None, in the same step in which a change takes effect; raises to refuse it."""
+
+_FIRST_NBYTES = BLOCK_NBYTES
+"""Memory reserved for a body of unknown length at first; doubled as it grows."""
+
+
+class Write:
+    """An upload. An async context manager: leaving it without `commit` aborts."""
+
+    def __init__(
+        self,
+        *,
+        tenant: Tenant,
+        bucket: str,
+        key: str,
+        kind: ChunkKey | ManifestKey | None,
+        space: Space | None,
+        nbytes: int | None,
+        placement: Placement,
+        index: Index,
+        quota: Quota,
+        spaces: Spaces,
+        config: StoreConfig,
+        take_quota: Callable[[int], None],
+    ) -> None:
+        self._tenant, self._bucket, self._key = tenant, bucket, key
+        self._kind, self._space = kind, space
+        self._declared_nbytes = nbytes
+        self._placement, self._index, self._quota, self._spaces = placement, index, quota, spaces
+        self._config = config
+        self._take_quota = take_quota
+        self._digest = BlockDigest()
+        self._prefix = bytearray()
+        self._lease: Lease | None = None  # the whole body, or the window through which it streams
+        self._upload: Upload | None = None
+        self._streams = False  # to a lower tier; it will have no copy in memory
+        self._filled = 0  # bytes of the lease in use
+        self._quota_nbytes = 0
+        self._ended = False
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes have been received."""
+        return self._digest.nbytes
+
+    async def open(self) -> None:
+        """Take quota and memory, or a window and a file. Raises what `Store.open_write` names."""
+        self._take(self._declared_nbytes or 0)
+        nbytes = _FIRST_NBYTES if self._declared_nbytes is None else self._declared_nbytes
+        try:
+            try:
+                self._lease = self._placement.reserve(self._tenant.name, nbytes)
+            except ArenaFull:
+                await self._stream_from_here()
+        except BaseException:
+            await self.abort()
+            raise
+
+    async def buffer(self) -> memoryview:
+        """Where the next bytes of the body go; at least one byte. Raises like `open`, and past the announced end."""
+        if self._declared_nbytes is not None and self.nbytes >= self._declared_nbytes:
+            raise InvalidRequest(f"the body is longer than the {self._declared_nbytes} bytes that were announced")
+        lease = self._open_lease()
+        if self._filled == lease.nbytes:
+            await self._grow(lease)
+            lease = self._open_lease()
+        return lease.slices(self._filled, lease.nbytes)[0]
+
+    async def advance(self, nbytes: int) -> None:
+        """Count the first `nbytes` of the last buffer as filled. Raises ObjectTooLarge, QuotaExceeded, TierError."""
+        lease = self._open_lease()
+        view = lease.slices(self._filled, self._filled + nbytes)
+        for piece in view:
+            self._digest.update(piece)
+        if self._kind is not None and len(self._prefix) < KEPT_PREFIX_NBYTES:
+            self._prefix += b"".join(view)[: KEPT_PREFIX_NBYTES - len(self._prefix)]
+        self._filled += nbytes
+        if self.nbytes > self._quota_nbytes:
+            self._take(self.nbytes - self._quota_nbytes)
+
+    async def commit(self, attributes: Mapping[str, str], precondition: Precondition | None = None) -> Record:
+        """Make the object visible and return its record; that of the equal object that was there, for a key under kv/.
+
+        attributes: stored header names (lower case) to values
+        Raises IncompleteBody, PreconditionFailed, InvalidChunk, InvalidManifest, ImmutableConflict, NoSuchBucket,
+        StoreFull, TierError, and then nothing of the upload is left.
+        """
+        try:
+            return await self._commit(attributes, precondition)
+        finally:
+            await self.abort()
+
+    async def abort(self) -> None:
+        """Give back everything that was taken. Idempotent; does nothing after a successful commit."""
+        if self._ended:
+            return
+        self._ended = True
+        self._quota.give_back(self._tenant.name, self._quota_nbytes)
+        lease, self._lease = self._lease, None
+        upload, self._upload = self._upload, None
+        if lease is not None:
+            lease.release()
+        if upload is not None:
+            await asyncio.shield(self._placement.spawn(upload.abort()))
+
+    async def __aenter__(self) -> Write:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.abort()
+
+    def _open_lease(self) -> Lease:
+        assert self._lease is not None, "the upload has ended"
+        return self._lease
+
+    # --- receiving ----------------------------------------------------------------------------------------------------
+
+    def _take(self, nbytes: int) -> None:
+        if self._quota_nbytes + nbytes > self._config.max_object:
+            raise ObjectTooLarge(f"objects are at most {self._config.max_object} bytes here (store.max_object)")
+        if self._kind is not None:
+            check_length(self._kind, self._quota_nbytes + nbytes, self._space)
+        self._take_quota(nbytes)
+        self._quota_nbytes += nbytes
+
+    async def _grow(self, lease: Lease) -> None:
+        """Make room behind a lease that is full."""
+        if self._upload is not None:
+            await self._upload.write(lease, 0, self._filled)
+            self._filled = 0
+            return
+        try:
+            self._placement.extend(lease, min(max(lease.nbytes, _FIRST_NBYTES), self._config.window))
+        except ArenaFull:
+            await self._stream_from_here()
+
+    async def _stream_from_here(self) -> None:
+        """Go on through a window into the first lower tier, with what has been received so far."""
+        placement, tenant = self._placement, self._tenant.name
+        if not placement.lower_ranks:
+            if (self._declared_nbytes or self._filled) >= placement.memory.limit():
+                raise ObjectTooLarge(f"memory has {placement.memory.limit()} bytes in all, and there is no disk tier")
+            raise StoreFull("memory is full of objects in use, and there is no lower tier")
+        self._streams = True
+        rank = placement.lower_ranks[0]
+        window = self._lease if self._lease is not None else self._reserve_window()
+        self._lease = window
+        try:
+            await placement.make_room(rank, tenant, self._declared_nbytes or self._filled)
+            self._upload = await placement.tiers[rank].begin(tenant, self._declared_nbytes)
+        except TierFull as error:
+            raise StoreFull(str(error)) from error
+        if self._filled:
+            await self._upload.write(window, 0, self._filled)
+            self._filled = 0
+
+    def _reserve_window(self) -> Lease:
+        nbytes: int = self._config.window
+        while True:
+            try:
+                return self._placement.reserve(self._tenant.name, nbytes)
+            except ArenaFull:
+                if nbytes <= BLOCK_NBYTES:
+                    raise Overloaded("there is no memory to receive the object through; try again") from None
+                nbytes //= 2
+
+    # --- committing ---------------------------------------------------------------------------------------------------
+
+    async def _commit(self, attributes: Mapping[str, str], precondition: Precondition | None) -> Record:
+        if self._declared_nbytes is not None and self.nbytes != self._declared_nbytes:
+            raise IncompleteBody(f"the body has {self.nbytes} bytes of the {self._declared_nbytes} that were announced")
+        space = None
+        if self._kind is not None:
+            space = check_body(self._kind, bytes(self._prefix), self.nbytes, self._space)
+        placement = self._placement
+        record = Record(
+            self._tenant.name,
+            self._bucket,
+            self._key,
+            self.nbytes,
+            self._digest.value,
+            time.time_ns() // 1_000_000,
+            dict(attributes),
+        )
+        self._check(record, precondition)  # an early answer; the one that counts follows below
+        entry = Entry(record, (None,) * len(placement.tiers))
+        entry.pinned = isinstance(self._kind, ManifestKey)
+        below = await self._finish_below(entry)
+        try:
+            if existing := self._check(record, precondition):
+                await self._discard_below(entry, below)
+                return existing
+            self._make_visible(entry, space)
+        except BaseException:
+            await self._discard_below(entry, below)
+            raise
+        if below is None:
+            placement.enqueue(entry)
+        elif error := await asyncio.shield(placement.spawn(placement.publish(entry, placement.lower_ranks[0], below))):
+            self._retract(entry)
+            raise error
+        return record
+
+    async def _finish_below(self, entry: Entry) -> Copy | None:
+        """A finished, unpublished copy in the first lower tier, if the object has to have one before it is visible."""
+        lease = self._open_lease()
+        if self._upload is not None:
+            if self._filled:
+                await self._upload.write(lease, 0, self._filled)
+            copy = await self._upload.finish(entry.record, self._digest.blocks)
+            self._upload = None
+            return copy
+        if lease.nbytes > self._filled:
+            lease.trim(self._filled)
+        if self._config.ack == "disk" and self._placement.lower_ranks:
+            try:
+                return await self._placement.write_lease(
+                    entry, self._placement.lower_ranks[0], lease, self._digest.blocks
+                )
+            except TierFull as error:
+                raise StoreFull(str(error)) from error
+        return None
+
+    async def _discard_below(self, entry: Entry, copy: Copy | None) -> None:
+        if copy is not None:
+            tier = self._placement.tiers[self._placement.lower_ranks[0]]
+            await asyncio.shield(self._placement.spawn(tier.delete(entry.record, copy)))
+
+    def _check(self, record: Record, precondition: Precondition | None) -> Record | None:
+        """None if the object may become visible now, else the equal record that is there already, or an error."""
+        current = self._index.get(self._tenant.name, self._bucket, self._key)
+        if precondition is not None:
+            precondition(current.record if current is not None else None)
+        if self._kind is not None and check_immutable(record, current):
+            assert current is not None
+            return current.record
+        if isinstance(self._kind, ChunkKey):
+            manifest = self._index.get(self._tenant.name, self._bucket, str(ManifestKey(self._kind.space)))
+            if manifest is None:
+                raise UnknownSpace(f"the manifest of space {self._kind.space[:8]} has been deleted meanwhile")
+        return None
+
+    def _make_visible(self, entry: Entry, space: Space | None) -> None:
+        placement, lease = self._placement, self._open_lease()
+        replaced = self._index.put(entry)
+        self._ended, self._lease = True, None  # from here on, what the upload took is the object's
+        if self._streams:
+            lease.release()
+        else:
+            placement.add_copy(entry, MEMORY, placement.memory.adopt(lease, self._digest.blocks))
+        if isinstance(self._kind, ManifestKey) and space is not None:
+            self._spaces.put(entry, space)
+        if replaced is not None:
+            self._quota.give_back(replaced.record.tenant, replaced.record.nbytes)
+            placement.retire(replaced)
+
+    def _retract(self, entry: Entry) -> None:
+        if entry.current:
+            self._index.remove(entry)
+            self._quota.give_back(entry.record.tenant, entry.record.nbytes)
+        self._placement.drop(entry)

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import pytest
+
+from kvgate.auth.identity import Identity, UnsignedPayload
+from kvgate.auth.tenants import Tenant
+from kvgate.errors import AccessDenied, InvalidArgument, MethodNotAllowed, UnsupportedOperation
+from kvgate.messages import Headers, Request
+from kvgate.s3.call import Call
+from kvgate.s3.routes import ROUTES, route
+from kvgate.s3.target import parse_target
+
+IDENTITY = Identity(Tenant("acme"), UnsignedPayload())
+
+
+def call(method: str, target: str, **headers: str) -> Call:
+    path, _, query = target.partition("?")
+    named = Headers([(name.replace("_", "-"), value) for name, value in headers.items()])
+    return Call(Request(method, path, query, named), parse_target(path, query), IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "name"),
+    [
+        ("GET", "/", "ListBuckets"),
+        ("GET", "/?max-buckets=5&x-id=ListBuckets", "ListBuckets"),
+        ("PUT", "/b", "CreateBucket"),
+        ("PUT", "/b/", "CreateBucket"),
+        ("HEAD", "/b", "HeadBucket"),
+        ("DELETE", "/b", "DeleteBucket"),
+        ("GET", "/b?location", "GetBucketLocation"),
+        ("GET", "/b", "ListObjects"),
+        ("GET", "/b?prefix=a&delimiter=/&marker=x&max-keys=1&encoding-type=url", "ListObjects"),
+        ("GET", "/b?list-type=2&start-after=x&fetch-owner=true&continuation-token=t", "ListObjectsV2"),
+        ("POST", "/b?delete", "DeleteObjects"),
+        ("POST", "/b?delete=&x-id=DeleteObjects", "DeleteObjects"),
+        ("PUT", "/b/k", "PutObject"),
+        ("PUT", "/b//", "PutObject"),
+        ("GET", "/b/k?x-id=GetObject&response-content-type=text%2Fplain&partNumber=1", "GetObject"),
+        ("GET", "/b/k?X-Amz-Algorithm=a&X-Amz-Signature=b&X-Amz-Expires=1&x-amz-checksum-mode=ENABLED", "GetObject"),
+        ("HEAD", "/b/k", "HeadObject"),
+        ("DELETE", "/b/k", "DeleteObject"),
+    ],
+)
+def test_requests_find_their_operation(method: str, target: str, name: str) -> None:
+    assert route(call(method, target)).name == name
+
+
+def test_every_operation_has_one_route() -> None:
+    names = [operation.name for operation in ROUTES.values()]
+    assert len(names) == len(set(names)) == 12
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "named"),
+    [
+        *[
+            ("GET", f"/b?{name}", name)
+            for name in (
+                *("acl", "tagging", "versioning", "versions", "uploads", "policy", "cors", "lifecycle", "encryption"),
+                *("object-lock", "website", "notification", "replication", "publicAccessBlock", "requestPayment"),
+            )
+        ],
+        ("PUT", "/b?versioning", "versioning"),
+        ("GET", "/b/k?acl", "acl"),
+        ("GET", "/b/k?attributes", "attributes"),
+        ("PUT", "/b/k?tagging", "tagging"),
+        ("GET", "/b/k?versionId=3", "versionId"),
+        ("DELETE", "/b/k?versionId=3", "versionId"),
+        ("POST", "/b/k?uploads", "uploads"),
+        ("PUT", "/b/k?partNumber=1&uploadId=x", "partNumber"),
+        ("DELETE", "/b/k?uploadId=x", "uploadId"),
+        ("POST", "/b/k?select&select-type=2", "select"),
+        ("GET", "/b/k?prefix=a", "prefix"),
+        ("GET", "/b?location&prefix=a", "prefix"),
+        ("GET", "/b?list-type=2&location", "location"),
+        ("GET", "/b?marker=a&list-type=2", "marker"),
+        ("PUT", "/b/k?X-Amz-Server-Side-Encryption=AES256", "X-Amz-Server-Side-Encryption"),
+    ],
+)
+def test_what_is_not_offered_is_refused_by_name(method: str, target: str, named: str) -> None:
+    with pytest.raises(UnsupportedOperation, match=named):
+        route(call(method, target))
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("PUT", "/"), ("POST", "/b"), ("POST", "/b/k"), ("PATCH", "/b/k"), ("GET", "/b?delete"), ("OPTIONS", "/b/k"),
+     ("BREW", "/")],
+)  # fmt: skip
+def test_wrong_methods_are_refused(method: str, target: str) -> None:
+    with pytest.raises(MethodNotAllowed):
+        route(call(method, target))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "x_amz_copy_source",
+        "x_amz_server_side_encryption",
+        "x_amz_server_side_encryption_customer_key",
+        "x_amz_grant_read",
+        "x_amz_tagging",
+        "x_amz_object_lock_mode",
+        "x_amz_website_redirect_location",
+        "x_amz_write_offset_bytes",
+    ],
+)
+def test_headers_that_ask_for_more_are_refused_by_name(header: str) -> None:
+    with pytest.raises(UnsupportedOperation, match=header.replace("_", "-")):
+        route(call("PUT", "/b/k", **{header: "x"}))
+
+
+def test_headers_that_ask_for_what_is_so_anyway_are_accepted() -> None:
+    headers = {"x_amz_acl": "private", "x_amz_storage_class": "STANDARD", "x_amz_expected_bucket_owner": "acme"}
+    assert route(call("PUT", "/b/k", **headers)).name == "PutObject"
+    for name, value in (("x_amz_acl", "public-read"), ("x_amz_storage_class", "GLACIER")):
+        with pytest.raises(UnsupportedOperation, match=name.replace("_", "-")):
+            route(call("PUT", "/b/k", **{name: value}))
+    with pytest.raises(AccessDenied):
+        route(call("GET", "/b/k", x_amz_expected_bucket_owner="zeta"))
+
+
+def test_list_type_is_checked() -> None:
+    operation = route(call("GET", "/b?list-type=3"))
+    with pytest.raises(InvalidArgument):
+        operation.parse(call("GET", "/b?list-type=3"))
