@@ -82,7 +82,8 @@ class ResponseBody(Protocol):
 class Response:
     """One response. `body` is bytes, or a ResponseBody whose `nbytes` become the Content-Length.
 
-    For HEAD, `content_length` states the length of the body that GET would send. `operation` is its name in the metrics.
+    For HEAD, `content_length` states the length of the body that GET would send.
+    `operation` is the name of what was answered, for the metrics.
     """
 
     status: int = 200

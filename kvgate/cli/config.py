@@ -9,6 +9,7 @@ from kvgate import plugins
 from kvgate.auth.tenants import Tenants
 from kvgate.cli.reference import reference, resolved
 from kvgate.config import build, load_yaml
+from kvgate.errors import ConfigError
 from kvgate.server.config import MEMORY_TIER, GatewayConfig
 
 DESCRIPTION = """\
@@ -41,9 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    config = build(GatewayConfig, load_yaml(options.file))
-    Tenants(config.tenants)
-    plugins.load("kvgate.eviction", config.store.eviction)
+    config = read_config(options.file)
     tiers = {tier.name: tier_options for tier, tier_options in config.tier_options()}
     print(resolved(config, {"tiers": tiers}), end="")
     print(f"# {options.file} can be used.")
@@ -58,3 +57,18 @@ def gateway_reference() -> str:
     installed = plugins.names("kvgate.tiers")
     names = [MEMORY_TIER, *(name for name in installed if name != MEMORY_TIER)]
     return reference(GatewayConfig, {"tiers": {name: plugins.load("kvgate.tiers", name).Config for name in names}})
+
+
+def read_config(file: Path) -> GatewayConfig:
+    """The configuration in a file, checked as far as it can be without opening anything.
+
+    Raises ConfigError naming the file.
+    """
+    values = load_yaml(file)
+    try:
+        config = build(GatewayConfig, values)
+        Tenants(config.tenants)
+        plugins.load("kvgate.eviction", config.store.eviction)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    return config

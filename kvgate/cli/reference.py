@@ -45,7 +45,7 @@ def reference(cls: type, entries: Mapping[str, Mapping[str, type]] = _NONE) -> s
     Where the default is nothing or empty, the comment says so and the shape of one entry follows, in a mapping under
     the name NAME.
     """
-    return "\n".join(_explain(cls, None, entries)) + "\n"
+    return "".join(f"{line}\n" for line in _spaced(_explain(cls, None, entries)))
 
 
 def resolved(config: Any, entries: Mapping[str, Mapping[str, Any]] = _NONE) -> str:
@@ -60,6 +60,16 @@ def resolved(config: Any, entries: Mapping[str, Mapping[str, Any]] = _NONE) -> s
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=_WIDTH)
 
 
+def _spaced(lines: Iterable[str]) -> Iterator[str]:
+    """An empty line before the comment of every key at the top."""
+    before = "#"
+    for line in lines:
+        if line.startswith("#") and not before.startswith("#"):
+            yield ""
+        yield line
+        before = line
+
+
 # --- every key --------------------------------------------------------------------------------------------------------
 
 
@@ -72,7 +82,9 @@ def _explain(cls: type, instance: Any, entries: Mapping[str, Mapping[str, type]]
         hint = hints[field.name]
         value = _default(field) if instance is None else getattr(instance, field.name)
         sentence = field.metadata.get("help", "").strip().rstrip(".")
-        kind = f"mapping, default {', '.join(value)}" if field.name in entries else _type_name(hint) + _note(value)
+        kind = _type_name(hint) + _note(value)
+        if field.name in entries:
+            kind = f"mapping, default {', '.join(value) or 'empty'}"
         for line in textwrap.wrap(f"{sentence} ({kind})", _WIDTH):
             yield f"# {line}"
         if field.name in entries:

@@ -10,9 +10,9 @@ import os
 import sys
 from pathlib import Path
 
+from kvgate.cli.config import read_config
 from kvgate.cli.defaults import BUCKET, data_folder, default_config
 from kvgate.cli.keys import Keys, load_or_create
-from kvgate.config import build, load_yaml
 from kvgate.errors import ConfigError
 from kvgate.server import gateway
 from kvgate.server.config import GatewayConfig, ListenConfig
@@ -69,7 +69,7 @@ def _config(options: argparse.Namespace) -> GatewayConfig:
     elif options.data is not None:
         raise ConfigError(f"--data is for a gateway without a configuration file; set tiers.disk.path in {file}")
     else:
-        config = build(GatewayConfig, load_yaml(file))
+        config = read_config(file)
         listen = _listen(options, config.listen)
     return dataclasses.replace(config, listen=listen)
 

@@ -20,6 +20,7 @@ from aiohttp import (
     TCPConnector,
 )
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import StreamWriter
 from aiohttp.payload import Payload
 from awscrt.checksums import crc64nvme
 from yarl import URL
@@ -84,6 +85,7 @@ class AsyncClient:
         self._closed = True
         if self._session is not None:
             await self._session.close()
+            await asyncio.sleep(0)  # transports that were closed just before let their sockets go in the next turn
 
     # --- KV calls ---
 
@@ -205,37 +207,42 @@ class AsyncClient:
     @asynccontextmanager
     async def _exchange(self, call: Call[T]) -> AsyncIterator[ClientResponse]:
         """The response to `call`, its body still to be read; what is not read is thrown away with the connection."""
+        body = _Views(call.views, repeatable=call.repeatable) if call.views else None
         try:
-            response = await self._send(call)
+            response = await self._send(call, body)
             try:
                 yield response
             except BaseException:
                 response.close()
                 raise
             response.release()
-        except (ClientError, OSError) as error:
-            if isinstance(error, TimeoutError):
-                raise
-            raise GatewayUnavailable(f"no answer from {self._url}: {error}") from error
+        except BaseException as error:
+            if body is not None:
+                body.abort()
+            if isinstance(error, ClientError | OSError) and not isinstance(error, TimeoutError):
+                raise GatewayUnavailable(f"no answer from {self._url}: {error}") from error
+            raise
+        if body is not None and not body.written:  # answered before it was sent: the connection is of no more use
+            body.abort()
 
-    async def _send(self, call: Call[T]) -> ClientResponse:
+    async def _send(self, call: Call[T], body: _Views | None) -> ClientResponse:
         if self._closed:
             raise GatewayUnavailable("this client is closed")
         try:
-            return await self._request(call)
+            return await self._request(call, body)
         except ClientConnectorError:
             raise
         except (ClientOSError, ServerDisconnectedError):
             if call.method != "POST" or not call.repeatable:  # aiohttp itself repeats the idempotent methods
                 raise
-            return await self._request(call)
+            return await self._request(call, body)
 
-    async def _request(self, call: Call[T]) -> ClientResponse:
+    async def _request(self, call: Call[T], body: _Views | None) -> ClientResponse:
         return await self._opened().request(
             call.method,
             URL(self._url + call.target, encoded=True),
             headers=call.headers,
-            data=_Views(call.views, repeatable=call.repeatable) if call.views else None,
+            data=body,
             allow_redirects=False,
         )
 
@@ -254,18 +261,31 @@ class AsyncClient:
 
 
 class _Views(Payload):
-    """A request body of views, written piece by piece as the socket takes them."""
+    """A request body of views, written piece by piece as the socket takes them.
+
+    written: whether the last piece was handed to the transport
+    """
 
     def __init__(self, views: tuple[memoryview, ...], *, repeatable: bool) -> None:
         super().__init__(views)
+        self.written = False
         self._views = views
         self._repeatable = repeatable
         self._size = sum(map(len, views))
+        self._transport: asyncio.WriteTransport | None = None
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         self._consumed = not self._repeatable  # aiohttp does not send a consumed payload again
+        self.written = False
+        self._transport = writer.transport if isinstance(writer, StreamWriter) else None
         for piece in pieces(self._views, _WRITE_NBYTES):
             await writer.write(piece)
+        self.written = True
+
+    def abort(self) -> None:
+        """Drop what the transport still holds. Closing alone would keep it, and the socket, until the peer takes it."""
+        if self._transport is not None:
+            self._transport.abort()
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         return b"".join(self._views).decode(encoding, errors)

@@ -28,7 +28,5 @@ def admin_app(metrics: Metrics, collect: Callable[[], None], ready: Callable[[],
         return web.Response(text="ready\n") if ready() else web.Response(status=503, text="not ready\n")
 
     app = web.Application()
-    app.add_routes(
-        [web.get("/metrics", get_metrics), web.get("/healthz", get_healthz), web.get("/readyz", get_readyz)]
-    )
+    app.add_routes([web.get("/metrics", get_metrics), web.get("/healthz", get_healthz), web.get("/readyz", get_readyz)])
     return app

@@ -25,7 +25,9 @@ class ListenConfig:
     admin_port: int = option(default=9001, help="port of /metrics, /healthz and /readyz; 0 takes a free one")
     max_header: Size = option(default=Size(16 * KiB), help="bytes of the longest request line or header that is read")
     idle_timeout: Seconds = option(default=Seconds(75.0), help="how long a connection may be idle between requests")
-    body_timeout: Seconds = option(default=Seconds(30.0), help="how long a peer may pause while it sends or takes a body")
+    body_timeout: Seconds = option(
+        default=Seconds(30.0), help="how long a peer may pause while it sends or takes a body"
+    )
     drain_timeout: Seconds = option(
         default=Seconds(30.0), help="how long requests in flight may go on after SIGTERM before they are cut"
     )

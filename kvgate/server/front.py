@@ -1,8 +1,8 @@
 """The HTTP front: aiohttp carries the bytes, and the protocol layers see only `messages.Request` and `Response`.
 
 aiohttp's low-level server is used, without its application: it leaves the request target as it was sent, does not
-answer `Expect: 100-continue` by itself, and stores bodies verbatim. A leased body is written in slices, each one flushed
-to the kernel before the next is asked for, so that no transport holds on to memory whose lease has ended.
+answer `Expect: 100-continue` by itself, and stores bodies verbatim. A leased body is written in slices, each flushed to
+the kernel before the next is asked for, so that no transport holds on to memory whose lease has ended.
 """
 
 from __future__ import annotations

@@ -57,37 +57,30 @@ async def running(config: GatewayConfig) -> AsyncIterator[Addresses]:
     assert isinstance(memory, HostTier)
     catalog = next((_catalog_path(tier) for tier in lower if isinstance(tier, DiskTier)), None)
     authenticator = Authenticator(tenants, time.time, config.listen.max_skew)
-    with contextlib.closing(_listen(config.listen, config.listen.port)) as listener:
-        with contextlib.closing(_listen(config.listen, config.listen.admin_port)) as admin_listener:
-            async with open_store(
-                memory, lower, tenants, config=config.store, metrics=metrics, catalog=catalog
-            ) as store:
-                gc.collect()
-                gc.freeze()  # what was loaded stays; the collector need not look at it again
-                s3 = S3(store, authenticator, config.listen.region)
-                kvapi = KVApi(store, authenticator, config.kvapi)
+    async with contextlib.AsyncExitStack() as stack:
+        listener = stack.enter_context(_listen(config.listen, config.listen.port))
+        admin_listener = stack.enter_context(_listen(config.listen, config.listen.admin_port))
+        store = await stack.enter_async_context(
+            open_store(memory, lower, tenants, config=config.store, metrics=metrics, catalog=catalog)
+        )
+        gc.collect()
+        gc.freeze()  # what was loaded stays; the collector need not look at it again
+        s3 = S3(store, authenticator, config.listen.region)
+        kvapi = KVApi(store, authenticator, config.kvapi)
 
-                async def handle(request: Request, request_id: str) -> Response:
-                    api = kvapi if request.raw_path.startswith(_KVAPI_PREFIX) else s3
-                    return await api.handle(request, request_id)
+        async def handle(request: Request, request_id: str) -> Response:
+            api = kvapi if request.raw_path.startswith(_KVAPI_PREFIX) else s3
+            return await api.handle(request, request_id)
 
-                open_for_requests = True
-                app = admin_app(metrics, store.collect, lambda: open_for_requests)
-                admin = web.AppRunner(app, access_log=None)
-                front = web.ServerRunner(
-                    Front(handle, _refuse, config.listen, metrics), shutdown_timeout=config.listen.drain_timeout
-                )
-                try:
-                    for runner, sock in ((admin, admin_listener), (front, listener)):
-                        await runner.setup()
-                        await web.SockSite(runner, sock, backlog=_BACKLOG).start()
-                    addresses = Addresses(config.listen.host, _port(listener), _port(admin_listener))
-                    logger.info("kvgate listens on %s:%d", addresses.host, addresses.port)
-                    yield addresses
-                finally:
-                    open_for_requests = False
-                    await front.cleanup()
-                    await admin.cleanup()
+        front = Front(handle, _refuse, config.listen, metrics)
+        draining = asyncio.Event()
+        app = admin_app(metrics, store.collect, lambda: not draining.is_set())
+        await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
+        await _run(stack, web.ServerRunner(front, shutdown_timeout=config.listen.drain_timeout), listener)
+        stack.callback(draining.set)
+        addresses = Addresses(config.listen.host, _port(listener), _port(admin_listener))
+        logger.info("kvgate listens on %s:%d", addresses.host, addresses.port)
+        yield addresses
 
 
 async def serve(config: GatewayConfig) -> None:
@@ -106,6 +99,12 @@ def _refuse(error: KVGateError, request_id: str) -> Response:
     return error_response(error, method="GET", resource="", request_id=request_id)
 
 
+async def _run(stack: contextlib.AsyncExitStack, runner: web.BaseRunner, listener: socket.socket) -> None:
+    stack.push_async_callback(runner.cleanup)
+    await runner.setup()
+    await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+
+
 def _catalog_path(tier: DiskTier) -> Path:
     return tier.folder / "buckets.json"
 
@@ -116,7 +115,7 @@ def _listen(config: ListenConfig, port: int) -> socket.socket:
         return socket.create_server((config.host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise ConfigError(
-            f"listen: {config.host}:{port} cannot be listened on ({error.strerror or error}); is another gateway running?"
+            f"listen: {config.host}:{port} cannot be had ({error.strerror or error}); is another gateway running?"
         ) from error
 
 

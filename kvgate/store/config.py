@@ -23,6 +23,10 @@ class StoreConfig:
         default=Size(8 * MiB), help="bytes of memory that one request streams an object through that is not in memory"
     )
     movers: int = option(default=2, help="objects written from memory to lower tiers at the same time")
+    memory_wait: Seconds = option(
+        default=Seconds(2.0),
+        help="how long a request waits for memory while objects are being written to disk, before it gets 503 SlowDown",
+    )
     max_lease: Seconds = option(default=Seconds(300.0), help="the longest lease that a client can get")
     max_leases: int = option(default=100_000, help="how many leases can be open at the same time")
 

@@ -13,15 +13,17 @@ Rank 0 is memory (the arena); higher ranks are lower tiers, faster ones first.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
+import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from kvgate.errors import ArenaFull, CorruptCopy, NotInTier, TierError, TierFull
-from kvgate.memory.digest import BlockDigest
+from kvgate.errors import ArenaFull, CorruptCopy, NotInTier, Overloaded, TierError, TierFull
+from kvgate.memory.digest import BLOCK_NBYTES, BlockDigest
 from kvgate.memory.lease import Lease
 from kvgate.metrics import Metrics
 from kvgate.store.eviction.base import EvictionPolicy
@@ -190,6 +192,22 @@ class Placement:
             except ArenaFull:
                 if not self._evict_from_memory(tenant, nbytes):
                     raise
+
+    async def reserve_window(self, tenant: str, nbytes: int, timeout_s: float) -> Lease:
+        """Memory to stream an object through: `nbytes`, or less down to one block when there is not so much.
+
+        While objects are on their way to a lower tier, waits up to `timeout_s` for their memory. Raises Overloaded.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for size in (nbytes, nbytes // 4, BLOCK_NBYTES):
+                with contextlib.suppress(ArenaFull):
+                    return self.reserve(tenant, max(BLOCK_NBYTES, size - size % BLOCK_NBYTES))
+            try:
+                async with asyncio.timeout(deadline - time.monotonic() if self.dirty else 0):
+                    await self._next_move()
+            except TimeoutError:
+                raise Overloaded("memory is full of objects in use; try again") from None
 
     def extend(self, lease: Lease, nbytes: int) -> None:
         """Lengthen a lease by `nbytes`, after evicting what lower tiers hold too. Raises ArenaFull."""
@@ -386,8 +404,7 @@ class Placement:
 
     async def _next_move(self) -> None:
         self._moved.clear()
-        if self._dirty or self._moving:
-            await self._moved.wait()
+        await self._moved.wait()
 
 
 def digest_of(lease: Lease) -> BlockDigest:

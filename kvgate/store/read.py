@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from types import TracebackType
 
-from kvgate.errors import ArenaFull, CorruptCopy, NoSuchKey, NotInTier, Overloaded, TierError
-from kvgate.memory.digest import BLOCK_NBYTES, block_span
+from kvgate.errors import CorruptCopy, NoSuchKey, NotInTier, TierError
+from kvgate.memory.digest import block_span
 from kvgate.memory.lease import Lease
 from kvgate.messages import ResponseBody
 from kvgate.metrics import Metrics
+from kvgate.store.config import StoreConfig
 from kvgate.store.index import Entry
 from kvgate.store.placement import MEMORY, Placement
 from kvgate.tiers.base import Copy, Record
@@ -22,11 +23,11 @@ _PROMOTE_SHARE = 2
 class Read:
     """A lease on an object. A context manager; `load` hands the lease on to the body that it returns."""
 
-    def __init__(self, placement: Placement, entry: Entry, metrics: Metrics, window_nbytes: int) -> None:
+    def __init__(self, placement: Placement, entry: Entry, metrics: Metrics, config: StoreConfig) -> None:
         self._placement = placement
         self._entry: Entry | None = entry
         self._metrics = metrics
-        self._window_nbytes = window_nbytes
+        self._config = config
         self.record: Record = entry.record
         placement.lease(entry)
 
@@ -65,7 +66,10 @@ class Read:
             await self._placement.promote(entry, rank)
             if entry.has_copy(MEMORY) or entry.copies[rank] is not copy:
                 return None
-        body = TierBody(self._placement, entry, rank, copy, start, stop, self._window_nbytes)
+        first, last = block_span(start, stop, entry.record.nbytes)
+        window_nbytes = min(self._config.window, max(last - first, 1))
+        window = await self._placement.reserve_window(entry.record.tenant, window_nbytes, self._config.memory_wait)
+        body = TierBody(self._placement, entry, rank, copy, start, stop, window)
         try:
             await body.verify()
         except BaseException:
@@ -120,7 +124,7 @@ class TierBody:
     """
 
     def __init__(
-        self, placement: Placement, entry: Entry, rank: int, copy: Copy, start: int, stop: int, window_nbytes: int
+        self, placement: Placement, entry: Entry, rank: int, copy: Copy, start: int, stop: int, window: Lease
     ) -> None:
         self.nbytes = stop - start
         self._placement = placement
@@ -128,7 +132,7 @@ class TierBody:
         self._rank, self._copy = rank, copy
         self._start, self._stop = start, stop
         self._first, self._last = block_span(start, stop, entry.record.nbytes)
-        self._window = self._reserve_window(entry.record.tenant, window_nbytes)
+        self._window = window
         self._reader = placement.tiers[rank].open(entry.record, copy)
         self._filled = (0, 0)
 
@@ -169,13 +173,3 @@ class TierBody:
             self._filled = (0, 0)
             await self._reader.read_into(begin, self._window, end - begin)
             self._filled = (begin, end)
-
-    def _reserve_window(self, tenant: str, nbytes: int) -> Lease:
-        blocks = min(nbytes, self._last - self._first) // BLOCK_NBYTES
-        while True:
-            try:
-                return self._placement.reserve(tenant, max(1, blocks) * BLOCK_NBYTES)
-            except ArenaFull:
-                if blocks <= 1:
-                    raise Overloaded("there is no memory to read the object through; try again") from None
-                blocks //= 2

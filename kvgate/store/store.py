@@ -153,7 +153,7 @@ class Store:
         """A lease on an object, to be closed. Raises NoSuchBucket, NoSuchKey."""
         entry = self._entry(tenant, bucket, key)
         self._placement.touch(entry)
-        return Read(self._placement, entry, self._metrics, self._config.window)
+        return Read(self._placement, entry, self._metrics, self._config)
 
     async def open_write(self, tenant: Tenant, bucket: str, key: str, nbytes: int | None) -> Write:
         """An upload of `nbytes` bytes, or of a length not known yet.
@@ -336,7 +336,7 @@ class Store:
         known = self._spaces.get(entry)
         if known is not None:
             return known
-        with Read(self._placement, entry, self._metrics, self._config.window) as read:
+        with Read(self._placement, entry, self._metrics, self._config) as read:
             try:
                 body = await read.load(0, entry.record.nbytes)
             except NoSuchKey:

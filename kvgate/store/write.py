@@ -22,7 +22,6 @@ from kvgate.errors import (
     IncompleteBody,
     InvalidRequest,
     ObjectTooLarge,
-    Overloaded,
     StoreFull,
     TierFull,
     UnknownSpace,
@@ -184,8 +183,9 @@ class Write:
             raise StoreFull("memory is full of objects in use, and there is no lower tier")
         self._streams = True
         rank = placement.lower_ranks[0]
-        window = self._lease if self._lease is not None else self._reserve_window()
-        self._lease = window
+        if self._lease is None:
+            self._lease = await placement.reserve_window(tenant, self._config.window, self._config.memory_wait)
+        window = self._lease
         try:
             await placement.make_room(rank, tenant, self._declared_nbytes or self._filled)
             self._upload = await placement.tiers[rank].begin(tenant, self._declared_nbytes)
@@ -194,16 +194,6 @@ class Write:
         if self._filled:
             await self._upload.write(window, 0, self._filled)
             self._filled = 0
-
-    def _reserve_window(self) -> Lease:
-        nbytes: int = self._config.window
-        while True:
-            try:
-                return self._placement.reserve(self._tenant.name, nbytes)
-            except ArenaFull:
-                if nbytes <= BLOCK_NBYTES:
-                    raise Overloaded("there is no memory to receive the object through; try again") from None
-                nbytes //= 2
 
     # --- committing ---------------------------------------------------------------------------------------------------
 

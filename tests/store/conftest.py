@@ -1,0 +1,91 @@
+"""A real store over real tiers, in the test's own process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvgate.auth.tenants import Tenant
+from kvgate.config import Size
+from kvgate.metrics import Metrics
+from kvgate.store.config import StoreConfig
+from kvgate.store.store import Store, open_store
+from kvgate.tiers.disk import DiskConfig, DiskTier
+from kvgate.tiers.host import HostConfig, HostTier
+
+MiB = 1 << 20
+ALPHA = Tenant("alpha", buckets=("bucket",))
+BETA = Tenant("beta", buckets=("bucket",))
+
+OpenStore = Callable[..., AbstractAsyncContextManager["Opened"]]
+
+
+class Opened:
+    """A store and what it is made of."""
+
+    def __init__(self, store: Store, memory: HostTier, disk: DiskTier | None, metrics: Metrics) -> None:
+        self.store, self.memory, self.disk, self.metrics = store, memory, disk, metrics
+
+    async def put(self, key: str, body: bytes, tenant: Tenant = ALPHA, **attributes: str) -> None:
+        async with await self.store.open_write(tenant, "bucket", key, len(body)) as write:
+            await fill(write, body)
+            await write.commit(attributes)
+
+    async def get(self, key: str, start: int = 0, stop: int | None = None, tenant: Tenant = ALPHA) -> bytes:
+        with self.store.open_read(tenant.name, "bucket", key) as read:
+            body = await read.load(start, read.record.nbytes if stop is None else stop)
+            try:
+                return b"".join([bytes(view) async for view in body.views()])
+            finally:
+                body.close()
+
+    def places(self, key: str, tenant: Tenant = ALPHA) -> list[str]:
+        """The tiers that hold a copy."""
+        entry = self.store._index.get(tenant.name, "bucket", key)
+        assert entry is not None
+        tiers = self.store._placement.tiers
+        return [tier.name for tier, copy in zip(tiers, entry.copies, strict=True) if copy is not None]
+
+    def keys(self, tenant: Tenant = ALPHA) -> list[str]:
+        return [record.key for record in self.store.list(tenant.name, "bucket").records]
+
+    def sample(self, name: str, **labels: str) -> float:
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+
+async def fill(write: Any, body: bytes) -> None:
+    at = 0
+    while at < len(body):
+        view = await write.buffer()
+        count = min(len(view), len(body) - at, 300_000)
+        view[:count] = body[at : at + count]
+        await write.advance(count)
+        at += count
+
+
+@pytest.fixture
+def open_test_store(tmp_path: Path) -> OpenStore:
+    @contextlib.asynccontextmanager
+    async def open_it(
+        memory_nbytes: int = 64 * MiB,
+        disk_nbytes: int | None = 256 * MiB,
+        tenants: tuple[Tenant, ...] = (ALPHA, BETA),
+        **options: Any,
+    ) -> AsyncIterator[Opened]:
+        memory = HostTier(HostConfig(capacity=Size(memory_nbytes), segment=Size(max(MiB, memory_nbytes // 16))))
+        disk = DiskTier(DiskConfig(path=tmp_path / "disk", capacity=Size(disk_nbytes))) if disk_nbytes else None
+        metrics = Metrics()
+        catalog = tmp_path / "disk" / "buckets.json" if disk else None
+        config = StoreConfig(**options)
+        lower = [disk] if disk else []
+        async with open_store(memory, lower, tenants, config=config, metrics=metrics, catalog=catalog) as store:
+            opened = Opened(store, memory, disk, metrics)
+            yield opened
+            await opened.store._placement.settle()
+
+    return open_it
