@@ -1,7 +1,8 @@
 """How the arena holds up: cost of a reservation, extents a slot, and refusals, at high occupancy with mixed sizes.
 
-One trace of reservations and releases is made from a seed, and replayed by the arena, by a contiguous first-fit allocator
-of the same capacity, and by one anonymous mapping a slot. Nobody touches the memory: only the bookkeeping is measured.
+One trace of reservations and releases is made from a seed, and replayed by the arena, by a contiguous first-fit
+allocator of the same capacity, and by one anonymous mapping a slot. Nobody touches the memory: only the bookkeeping is
+measured.
 
     python loadtest/arena.py --capacity 4GiB --occupancy 0.95 --operations 200000
 """
@@ -37,7 +38,7 @@ class Result:
 
 
 def trace(random_: random.Random, capacity_nbytes: int, occupancy: float, operations: int) -> Iterator[tuple[int, int]]:
-    """(slot, nbytes) for a reservation, (slot, 0) for a release, with `occupancy` of the capacity in use once filled."""
+    """(slot, nbytes) for a reservation, (slot, 0) for a release; `occupancy` of the capacity is in use once filled."""
     live: list[tuple[int, int]] = []
     used_nbytes = 0
     wanted = None

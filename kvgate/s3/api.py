@@ -29,14 +29,15 @@ class S3:
 
         The body of the request may be left unread when it is refused. The caller closes the response's body.
         """
+        name = ""
         try:
-            response = await self._answer(request)
+            identity = self._authenticator.authenticate(request)
+            call = Call(request, parse_target(request.raw_path, request.raw_query), identity)
+            operation = route(call)
+            name = operation.name
+            response = await operation.run(Context(self._store, self._region, identity.tenant), call)
         except Exception as error:
             response = error_response(error, method=request.method, resource=request.raw_path, request_id=request_id)
+        response.operation = name
         response.headers["x-amz-request-id"] = request_id
         return response
-
-    async def _answer(self, request: Request) -> Response:
-        identity = self._authenticator.authenticate(request)
-        call = Call(request, parse_target(request.raw_path, request.raw_query), identity)
-        return await route(call).run(Context(self._store, self._region, identity.tenant), call)

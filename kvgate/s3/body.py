@@ -131,11 +131,13 @@ class PayloadReader:
     async def read_all(self, limit_nbytes: int) -> bytes:
         """The whole verified payload, for XML bodies. Raises MalformedXML when it is longer than the limit."""
         content = bytearray()
-        buffer = memoryview(bytearray(min(limit_nbytes, self.nbytes if self.nbytes is not None else 65536) or 1))
-        while received := await self.readinto(buffer):
-            if len(content) + received > limit_nbytes:
-                raise MalformedXML(f"the body is over {limit_nbytes} bytes")
+        buffer = memoryview(bytearray(min(limit_nbytes, 65536)))
+        too_long = (self.nbytes or 0) > limit_nbytes
+        while not too_long and (received := await self.readinto(buffer)):
             content += buffer[:received]
+            too_long = len(content) > limit_nbytes
+        if too_long:
+            raise MalformedXML(f"the body is over {limit_nbytes} bytes")
         return bytes(content)
 
     # --- framing ------------------------------------------------------------------------------------------------------

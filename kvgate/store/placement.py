@@ -6,6 +6,8 @@ Invariants
 2. A copy is evicted only while nothing leases the entry. The last copy of a pinned entry is never evicted, and from
    memory never the last copy of an entry that a lower tier is still to get.
 3. Every decision is taken synchronously; I/O follows it.
+4. What a new version replaces stays in the lower tiers until the new version has been published there, or never will
+   be: after a crash a key has one of its versions, never none.
 
 Rank 0 is memory (the arena); higher ranks are lower tiers, faster ones first.
 """
@@ -65,6 +67,8 @@ class Placement:
         self._deletions: tuple[set[asyncio.Task[Exception | None]], ...] = tuple(set() for _ in self.tiers)
         self._promotions: dict[Entry, asyncio.Task[Exception | None]] = {}
         self._dirty: OrderedDict[Entry, None] = OrderedDict()
+        self._superseded: dict[Entry, list[Entry]] = {}  # by the version that replaces them
+        self._awaited: set[Entry] = set()  # every entry in those lists
         self._moving = 0
         self._moved = asyncio.Event()
         self._wake = asyncio.Event()
@@ -90,7 +94,7 @@ class Placement:
         while self._dirty or self._moving:
             await self._next_move()
 
-    async def settle(self) -> None:
+    async def wait_for_background(self) -> None:
         """Wait for the deletions and other work that requests have left behind."""
         while self._background:
             await asyncio.wait(self._background)
@@ -130,9 +134,10 @@ class Placement:
         return [task]
 
     def drop(self, entry: Entry) -> list[asyncio.Task[Exception | None]]:
-        """Forget every copy; the tasks that delete them."""
+        """Forget every copy, and those of the versions that it was to replace; the tasks that delete them."""
         self._dirty.pop(entry, None)
-        return [task for rank in range(len(self.tiers)) for task in self.drop_copy(entry, rank)]
+        tasks = self._end_superseded(entry)
+        return tasks + [task for rank in range(len(self.tiers)) for task in self.drop_copy(entry, rank)]
 
     def lease(self, entry: Entry) -> None:
         """Keep an entry's copies until `unlease`."""
@@ -141,14 +146,34 @@ class Placement:
     def unlease(self, entry: Entry) -> None:
         """End one lease on an entry; the last one on a replaced entry lets its copies go."""
         entry.leases -= 1
-        if not entry.current and entry.leases == 0:
-            self.drop(entry)
+        if not entry.current:
+            self._let_go(entry)
 
-    def retire(self, entry: Entry) -> None:
-        """Let the copies of a replaced entry go, once nobody reads it."""
-        self._dirty.pop(entry, None)
-        if entry.leases == 0:
-            self.drop(entry)
+    def supersede(self, entry: Entry, old: Entry) -> None:
+        """Let the copies of `old` go, which `entry` has replaced, as soon as they are not needed any more."""
+        self._dirty.pop(old, None)
+        olds = [*self._superseded.pop(old, ()), old]
+        if self.lower_ranks and not entry.settled:
+            self._superseded[entry] = olds
+            self._awaited.update(olds)
+            if old.leases == 0:
+                self.drop_copy(old, MEMORY)
+        else:
+            for each in olds:
+                self._let_go(each)
+
+    def settle(self, entry: Entry) -> None:
+        """Note that an entry's way to a lower tier is over; what it replaced is not needed any more."""
+        entry.settled = True
+        self._end_superseded(entry)
+
+    def _end_superseded(self, entry: Entry) -> list[asyncio.Task[Exception | None]]:
+        olds = self._superseded.pop(entry, ())
+        self._awaited.difference_update(olds)
+        return [task for old in olds for task in self._let_go(old)]
+
+    def _let_go(self, old: Entry) -> list[asyncio.Task[Exception | None]]:
+        return self.drop(old) if old.leases == 0 and old not in self._awaited else []
 
     async def delete(self, entry: Entry) -> None:
         """Forget every copy, and wait until none would be found after a restart. Raises TierError."""
@@ -380,7 +405,7 @@ class Placement:
                 if not error.transient or attempt == _MAX_ATTEMPTS - 1:
                     self._metrics.stranded.inc()
                     logger.warning("an object stays in memory only: %s", error)
-                    entry.settled = True
+                    self.settle(entry)
                     return
             await asyncio.sleep(_RETRY_S * 2**attempt)
 
@@ -400,7 +425,7 @@ class Placement:
                 self.drop_copy(entry, rank)
                 self.lose_if_bare(entry)
             raise
-        entry.settled = True
+        self.settle(entry)
 
     async def _next_move(self) -> None:
         self._moved.clear()

@@ -290,7 +290,7 @@ class Store:
         await self._placement.flush()
         for worker in self._workers:
             worker.cancel()
-        await self._placement.settle()
+        await self._placement.wait_for_background()
         for tier in self._placement.tiers:
             await tier.close()
         self._catalog_thread.shutdown()

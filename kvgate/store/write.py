@@ -283,7 +283,7 @@ class Write:
             self._spaces.put(entry, space)
         if replaced is not None:
             self._quota.give_back(replaced.record.tenant, replaced.record.nbytes)
-            placement.retire(replaced)
+            placement.supersede(entry, replaced)
 
     def _retract(self, entry: Entry) -> None:
         if entry.current:

@@ -12,6 +12,7 @@ from botocore.auth import S3SigV4Auth, S3SigV4QueryAuth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
+from hypothesis import settings
 
 from kvgate.auth.authenticator import Authenticator
 from kvgate.auth.tenants import AccessKeyConfig, TenantConfig, Tenants
@@ -21,6 +22,9 @@ from kvgate.messages import Headers, Request
 ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
 SECRET_KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 HOST = "127.0.0.1:9000"
+
+settings.register_profile("kvgate", deadline=None)  # the machine may be busy
+settings.load_profile("kvgate")
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,3 +79,11 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
     assert answer.returncode == 0
     assert answer.stderr == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_page_of_the_command_line_names_every_verb_and_option(kvgate: Kvgate, verb: str) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
+    options = set(re.findall(r"^  (?:-\w, )?(--[a-z-]+)", kvgate(verb, "--help").stdout, re.MULTILINE)) - {"--help"}
+    assert f"kvgate {verb}" in page
+    assert not {option for option in options if option not in page}

@@ -39,14 +39,17 @@ class Gateway:
 REFERENCE = """\
 # bytes of host memory for chunks (size)
 capacity: 4GiB
+
 # time to end (duration)
 grace: 500ms
+
 # the disk tier (mapping, default none)
 disk:
   # folder of the tier (path, required)
   path:
   # which of both (one of fast, safe)
   kind: fast
+
 # more tiers (list of mapping)
 tiers:
   - # folder of the tier (path)
@@ -57,8 +60,10 @@ tiers:
     path: /b
     # which of both (one of fast, safe)
     kind: safe
+
 # URLs of peers (list of text, default empty)
 peers: []
+
 # tenants by name (mapping of text to mapping, default empty)
 tenants:
   NAME:
@@ -66,6 +71,7 @@ tenants:
     secret_key:
     # bytes that the tenant may store (size, default none)
     quota: null
+
 # what a plug-in takes (mapping of text to anything, default empty)
 options: {}
 """
@@ -73,6 +79,23 @@ options: {}
 
 def test_the_reference_explains_every_key_and_shows_its_default() -> None:
     assert reference(Gateway) == REFERENCE
+
+
+def test_the_entries_that_plug_ins_define_are_explained_under_their_key() -> None:
+    text = reference(Gateway, {"options": {"disk": Disk}})
+    assert text.endswith(
+        """\
+# what a plug-in takes (mapping, default empty)
+options:
+  disk:
+    # folder of the tier (path, required)
+    path:
+    # which of both (one of fast, safe)
+    kind: fast
+"""
+    )
+    values = yaml.safe_load(resolved(Gateway(), {"options": {"disk": Disk(Path("/a"))}}))
+    assert values["options"] == {"disk": {"path": "/a", "kind": "fast"}}
 
 
 def test_the_reference_is_yaml() -> None:

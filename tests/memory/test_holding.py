@@ -46,7 +46,7 @@ def test_cancelled_awaiter_leaves_the_slot_to_the_thread_that_still_writes(
 
     def copy(view: memoryview) -> None:
         started.set()
-        resume.wait()
+        resume.wait(10)
         view[:] = b"x" * len(view)
         raise OSError("nobody waits for this any more")
 
@@ -77,7 +77,7 @@ def test_cancelled_awaiter_leaves_the_slot_to_the_thread_that_still_writes(
 
 def test_call_cancelled_before_it_starts_gives_its_share_back(arena: Arena, executor: ThreadPoolExecutor) -> None:
     resume = threading.Event()
-    executor.submit(resume.wait)
+    executor.submit(resume.wait, 10)
 
     async def main() -> None:
         lease = arena.reserve("a", 1)

@@ -7,11 +7,15 @@ import hmac
 from collections.abc import Callable, Sequence
 
 import pytest
+from hypothesis import settings
 
 from kvgate.auth.identity import ChunkedPayload, ChunkSigning
 from kvgate.auth.sigv4 import Scope
 
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
+
+settings.register_profile("kvgate", deadline=None)  # the machine may be busy
+settings.load_profile("kvgate")
 
 
 class WireBody:

@@ -86,6 +86,6 @@ def open_test_store(tmp_path: Path) -> OpenStore:
         async with open_store(memory, lower, tenants, config=config, metrics=metrics, catalog=catalog) as store:
             opened = Opened(store, memory, disk, metrics)
             yield opened
-            await opened.store._placement.settle()
+            await opened.store._placement.wait_for_background()
 
     return open_it

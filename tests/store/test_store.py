@@ -147,7 +147,7 @@ async def test_nothing_is_left_of_an_aborted_or_failed_upload(open_test_store: O
             async with await opened.store.open_write(ALPHA, "bucket", "kept", 5) as write:
                 await fill(write, b"other")
                 await write.commit({}, must_not_exist)
-        await opened.store._placement.settle()
+        await opened.store._placement.wait_for_background()
         assert (opened.disk.usage(), opened.store.stats(ALPHA).nbytes) == before
         assert await opened.get("kept") == b"kept"
         assert opened.memory.arena.used_nbytes == 4096
@@ -208,6 +208,7 @@ async def test_deleted_object_stays_deleted(open_test_store: OpenStore) -> None:
         assert not await opened.store.delete("alpha", "bucket", "k")
         with pytest.raises(NoSuchKey):
             await opened.get("k")
+        await opened.store.flush()
         assert opened.memory.arena.used_nbytes == 0
     async with open_test_store() as opened:
         assert opened.keys() == []
@@ -224,7 +225,7 @@ async def test_corrupt_copy_is_a_miss_and_is_dropped(open_test_store: OpenStore)
             await opened.get("k")
         assert opened.sample("kvgate_corrupt_copies_total", tier="disk") == 1
         assert opened.keys() == []
-        await opened.store._placement.settle()
+        await opened.store._placement.wait_for_background()
         assert opened.disk.usage().nbytes == 0
         assert opened.store.stats(ALPHA).nbytes == 0
 
@@ -277,7 +278,7 @@ async def test_cancelled_requests_leave_nothing_leased(open_test_store: OpenStor
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         await opened.store.flush()
-        await opened.store._placement.settle()
+        await opened.store._placement.wait_for_background()
         for record in opened.store.list("alpha", "bucket").records:
             assert opened.store._index.get("alpha", "bucket", record.key).leases == 0
             await opened.store.delete("alpha", "bucket", record.key)
