@@ -6,6 +6,7 @@ with the gateway's own code when it refused, and with the code MalformedAnswer w
 
 from __future__ import annotations
 
+import math
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,13 +74,18 @@ def read_tenant(answer: Answer) -> TenantInfo:
 def read_match(answer: Answer) -> Match:
     accept(answer, 200)
     fields = _unpacked(answer)
-    places = tuple(
-        Place(chunk.one("tier", str), chunk.one("nbytes", int))
-        for chunk in (_Fields(answer.status, value) for value in fields.listed("chunks", dict))
-    )
+    places = tuple([_place(answer.status, chunk) for chunk in fields.one("chunks", list)])
     if fields.one("matched", int) != len(places):
         malformed(answer.status, "matched is not the number of chunks")
     return Match(places, fields.one_or_none("lease", str) or "", fields.number("expires_s"))
+
+
+def _place(status: int, chunk: object) -> Place:
+    if type(chunk) is dict:  # not _Fields: there are hundreds of them in one answer
+        tier, nbytes = chunk.get("tier"), chunk.get("nbytes")
+        if type(tier) is str and type(nbytes) is int and nbytes >= 0:
+            return Place(tier, nbytes)
+    malformed(status, "a chunk without tier or nbytes")
 
 
 def read_stats(answer: Answer) -> Stats:
@@ -126,18 +132,15 @@ def read_page(answer: Answer) -> Page:
     accept(answer, 200)
     root = _parsed(answer)
     decoded: Callable[[str], str] = unquote_plus if _text(root, "EncodingType") == "url" else str
-    try:
-        objects = [
-            Entry(
-                key=decoded(_text(line, "Key")),
-                nbytes=int(_text(line, "Size")),
-                etag=_text(line, "ETag").strip('"'),
-                modified=_text(line, "LastModified"),
-            )
-            for line in root.iterfind("{*}Contents")
-        ]
-    except ValueError:
-        malformed(answer.status, "an object without a size")
+    objects = [
+        Entry(
+            key=decoded(_text(line, "Key")),
+            nbytes=_nbytes(answer.status, _text(line, "Size")),
+            etag=_text(line, "ETag").strip('"'),
+            modified=_text(line, "LastModified"),
+        )
+        for line in root.iterfind("{*}Contents")
+    ]
     prefixes = [
         Entry(key=decoded(_text(line, "Prefix")), is_prefix=True) for line in root.iterfind("{*}CommonPrefixes")
     ]
@@ -166,9 +169,12 @@ def object_info(key: str, status: int, headers: Headers, nbytes: int) -> ObjectI
 
 def content_length(status: int, headers: Headers) -> int:
     """The length of the body. Raises GatewayError when the answer does not state it."""
-    text = headers.get("content-length")
+    return _nbytes(status, headers.get("content-length"))
+
+
+def _nbytes(status: int, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 20):
-        malformed(status, "it does not state the length of its body")
+        malformed(status, "it does not state the length of a body")
     return int(text)
 
 
@@ -208,7 +214,10 @@ def _refusal(answer: Answer) -> tuple[str, str]:
 
 
 class _Fields:
-    """The members of a map, each of the type that is asked for. Raises GatewayError for any other."""
+    """The members of a map, each of the type that is asked for; numbers are finite and not negative.
+
+    Raises GatewayError for any other.
+    """
 
     def __init__(self, status: int, members: object) -> None:
         if not isinstance(members, dict):
@@ -218,8 +227,8 @@ class _Fields:
 
     def one(self, name: str, kind: type[T]) -> T:
         value = self._members.get(name)
-        if type(value) is not kind:
-            malformed(self._status, f"{name} is missing or of another type")
+        if type(value) is not kind or (isinstance(value, int | float) and not 0 <= value < math.inf):
+            malformed(self._status, f"{name} is missing, of another type or out of range")
         return value
 
     def one_or_none(self, name: str, kind: type[T]) -> T | None:

@@ -27,7 +27,7 @@ from kvgate.client import answer
 from kvgate.client.answer import Answer
 from kvgate.client.endpoint import Endpoint
 from kvgate.client.values import Bucket, Match, ObjectInfo, Page, Stats, TenantInfo
-from kvgate.errors import InvalidArgument
+from kvgate.errors import ConfigError, InvalidArgument
 
 REGION = "us-east-1"
 """Signed into each request; a gateway accepts any."""
@@ -35,6 +35,7 @@ REGION = "us-east-1"
 MSGPACK = "application/msgpack"
 _MAX_KEYS_A_PAGE = 1000
 _USER_AGENT = f"kvgate/{__version__}"
+_ACCESS_KEY = re.compile(r"[!-+\-.0-~]+")
 _FIELD = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+: [ -~]*")
 
 T = TypeVar("T")
@@ -67,7 +68,9 @@ class Calls:
     """Makes the calls of one credential to one gateway."""
 
     def __init__(self, endpoint: Endpoint, credential: Credential, clock: Callable[[], float] = time.time) -> None:
-        """`clock` gives seconds since the epoch, for signatures."""
+        """`clock` gives seconds since the epoch, for signatures. Raises ConfigError for an access key that none is."""
+        if not _ACCESS_KEY.fullmatch(credential.access_key):
+            raise ConfigError("the access key must be printable ASCII without spaces, commas and slashes")
         self._endpoint = endpoint
         self._credential = credential
         self._clock = clock

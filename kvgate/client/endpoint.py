@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from kvgate.errors import ConfigError
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_PRINTABLE = re.compile(r"[!-~]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ def parse_endpoint(url: str) -> Endpoint:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ConfigError(f"the gateway URL cannot be read: {error}") from None
-    if parts.scheme not in _DEFAULT_PORTS or not host or not host.isascii() or any(c.isspace() for c in host):
+    if parts.scheme not in _DEFAULT_PORTS or not host or not _PRINTABLE.fullmatch(url):
         raise ConfigError("the gateway URL must be http://host[:port] or https://host[:port]")
     if parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ConfigError("the gateway URL must hold a scheme, a host and a port only")

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from kvgate.chunk.key import ChunkKey
+from kvgate.chunk.key import ChunkKey, check_bucket
 from kvgate.client.buffers import writable
 from kvgate.client.deadline import Deadline
 from kvgate.client.values import Object
@@ -42,7 +42,7 @@ def load_chunks(
     Uses up to `client.max_connections` threads, the caller's among them. A gateway that is down, slow or corrupt gives
     a shorter prefix, not an exception. Raises InvalidArgument, InvalidKey and InvalidBucketName.
     """
-    keys, views = _checked(space, hashes, buffers)
+    keys, views = _checked(bucket, space, hashes, buffers)
     prefix, whole = _Prefix(len(keys)), Deadline(deadline_s)
     under_way: dict[int, Deadline] = {}
 
@@ -51,8 +51,9 @@ def load_chunks(
             arrived = False
             try:
                 share = under_way[index] = whole.share()
-                got = client.fetch(bucket, keys[index], views[index], None, None, share)
-                arrived = _is_chunk(got, views[index])
+                if prefix.wants(index):  # asked once it can be cut, so that no failure in between is missed
+                    got = client.fetch(bucket, keys[index], views[index], None, None, share)
+                    arrived = _is_chunk(got, views[index])
             except GatewayError as error:
                 _log.debug("chunk %s did not arrive: %s", hashes[index].hex()[:8], error)
             finally:
@@ -89,7 +90,7 @@ async def load_chunks_async(
     deadline_s: float,
 ) -> int:
     """`load_chunks` with tasks instead of threads. When it is cancelled, nobody writes into the buffers any more."""
-    keys, views = _checked(space, hashes, buffers)
+    keys, views = _checked(bucket, space, hashes, buffers)
     prefix, whole = _Prefix(len(keys)), Deadline(deadline_s)
     under_way: dict[int, asyncio.Task[Any] | None] = {}
 
@@ -132,6 +133,10 @@ class _Prefix:
             self._begun += 1
             return self._begun - 1
 
+    def wants(self, index: int) -> bool:
+        """Whether no chunk before `index` has failed."""
+        return index < self._gap
+
     def end(self, index: int, arrived: bool) -> bool:
         """Note how a chunk ended, and return `arrived`."""
         with self._lock:
@@ -146,7 +151,10 @@ class _Prefix:
         return self._arrived.index(False) if False in self._arrived else len(self._arrived)
 
 
-def _checked(space: str, hashes: Sequence[bytes], buffers: Sequence[memoryview]) -> tuple[list[str], list[memoryview]]:
+def _checked(
+    bucket: str, space: str, hashes: Sequence[bytes], buffers: Sequence[memoryview]
+) -> tuple[list[str], list[memoryview]]:
+    check_bucket(bucket)
     if len(hashes) != len(buffers):
         raise InvalidArgument(f"{len(hashes)} chunks for {len(buffers)} buffers")
     return [str(ChunkKey(space, chunk_hash.hex())) for chunk_hash in hashes], [writable(view) for view in buffers]

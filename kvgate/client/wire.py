@@ -120,6 +120,8 @@ class Wire(io.RawIOBase):
 
     def silent(self) -> bool:
         """Whether the peer has neither ended the connection nor sent anything unasked."""
+        if isinstance(self._sock, ssl.SSLSocket) and self._sock.pending():
+            return False
         self._poll.modify(self._sock, select.POLLIN)
         return not self._poll.poll(0)
 

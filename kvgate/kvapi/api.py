@@ -50,7 +50,7 @@ class KVApi:
             identity = self._authenticator.authenticate(request)
             _check_query(request.raw_query)
             body = await read_body(request, identity.payload, self._config.max_body)
-            fields = Fields(await self._members(request, body))
+            fields = Fields(await self._members(request, body), call.fields)
             members = call.run(Context(self._store, self._config, identity.tenant), fields)
             response = Response(200, {"Content-Type": encoding.media_type}, encoding.pack(members))
         except Exception as error:

@@ -26,10 +26,12 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: `run` takes every field of the request, and returns the members of the response.
+    """One call: from the fields of a request to the members of the response.
 
-    Synchronous, because everything that is asked here is decided in memory. `run` raises any domain error.
+    fields: those that there are; a request with another one is refused
+    run:    raises any domain error; synchronous, because everything that is asked here is decided in memory
     """
 
     name: str
+    fields: tuple[str, ...]
     run: Callable[[Context, Fields], Members]

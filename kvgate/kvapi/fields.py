@@ -1,9 +1,10 @@
-"""The members of a request, taken out one by one with their types; what nobody took is an error."""
+"""The members of a request: each with its type, and no other."""
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 
 from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.errors import InvalidArgument
@@ -15,33 +16,38 @@ _MAX_S = 1e9
 
 
 class Fields:
-    """Each method takes one member. All raise InvalidArgument, which names the member and what is accepted."""
+    """Each method gives one member. All raise InvalidArgument, which names the member and what is accepted."""
 
-    def __init__(self, members: Members) -> None:
-        self._left = dict(members)
-        self._known: list[str] = []
+    def __init__(self, members: Members, known: Sequence[str]) -> None:
+        """Raises InvalidArgument for a member that is not among the `known`, naming the nearest one."""
+        self._members = members
+        for name in members:
+            if name not in known:
+                near = difflib.get_close_matches(name[:64], known, n=1)
+                mend = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
+                raise InvalidArgument(f"{name[:64]!r}: unknown field; {mend}")
 
     def text(self, name: str) -> str:
-        value = self._take(name)
+        value = self._given(name)
         if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT_CHARS:
             raise InvalidArgument(f"{name}: expected text of 1 to {_MAX_TEXT_CHARS} characters, got {_kind(value)}")
         return value
 
     def hex_digest(self, name: str) -> str:
-        value = self._take(name)
+        value = self._given(name)
         if not isinstance(value, str) or not _HEX_HASH.fullmatch(value):
             raise InvalidArgument(f"{name}: expected {2 * HASH_NBYTES} lower-case hex digits, got {_kind(value)}")
         return value
 
     def seconds(self, name: str, default_s: float) -> float:
-        value = self._take(name, default_s)
+        value = self._given(name, default_s)
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= _MAX_S:
             raise InvalidArgument(f"{name}: expected seconds, above 0 and at most {_MAX_S:.0f}, got {_kind(value)}")
         return float(value)
 
     def hashes(self, name: str, most: int) -> list[bytes]:
         """Chunk hashes: a list of 32 bytes or 64 hex digits each, or one run of 32 bytes each. At most `most`."""
-        value = self._take(name)
+        value = self._given(name)
         if isinstance(value, bytes):
             count, rest = divmod(len(value), HASH_NBYTES)
             if rest:
@@ -56,16 +62,8 @@ class Fields:
             return [value[start : start + HASH_NBYTES] for start in range(0, len(value), HASH_NBYTES)]
         return [_hash(f"{name}[{position}]", item) for position, item in enumerate(value)]
 
-    def end(self) -> None:
-        """Refuse what was not taken, naming the nearest member that there is."""
-        for name in self._left:
-            near = difflib.get_close_matches(name[:64], self._known, n=1)
-            mend = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(self._known) or 'none'}"
-            raise InvalidArgument(f"{name[:64]!r}: unknown field; {mend}")
-
-    def _take(self, name: str, default: object = None) -> object:
-        self._known.append(name)
-        value = self._left.pop(name, default)
+    def _given(self, name: str, default: object = None) -> object:
+        value = self._members.get(name, default)
         if value is None:
             raise InvalidArgument(f"{name}: this field needs a value")
         return value

@@ -18,7 +18,6 @@ def _match(context: Context, fields: Fields) -> Members:
     space = fields.hex_digest("space")
     hashes = fields.hashes("hashes", context.config.max_hashes)
     lease_s = fields.seconds("lease_s", DEFAULT_LEASE_S)
-    fields.end()
     found = context.store.match(context.tenant.name, bucket, space, hashes, lease_s)
     return {
         "matched": len(found.places),
@@ -28,4 +27,4 @@ def _match(context: Context, fields: Fields) -> Members:
     }
 
 
-call = Call("Match", _match)
+call = Call("Match", ("bucket", "space", "hashes", "lease_s"), _match)

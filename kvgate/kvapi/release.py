@@ -10,9 +10,8 @@ from kvgate.kvapi.fields import Fields
 def _release(context: Context, fields: Fields) -> Members:
     """{lease} → {released: true}. Raises NoSuchLease, for another tenant's lease too."""
     lease = fields.text("lease")
-    fields.end()
     context.store.release(context.tenant.name, lease)
     return {"released": True}
 
 
-call = Call("Release", _release)
+call = Call("Release", ("lease",), _release)

@@ -9,7 +9,6 @@ from kvgate.kvapi.fields import Fields
 
 def _stats(context: Context, fields: Fields) -> Members:
     """{} → {objects, nbytes, quota_nbytes, tiers, leases, match_chunks_asked, match_chunks_found}."""
-    fields.end()
     stats = context.store.stats(context.tenant)
     return {
         "objects": stats.objects,
@@ -22,4 +21,4 @@ def _stats(context: Context, fields: Fields) -> Members:
     }
 
 
-call = Call("Stats", _stats)
+call = Call("Stats", (), _stats)

@@ -9,7 +9,6 @@ from kvgate.kvapi.fields import Fields
 
 def _tenant(context: Context, fields: Fields) -> Members:
     """{} → {tenant, salt, quota_nbytes, buckets}."""
-    fields.end()
     tenant = context.tenant
     return {
         "tenant": tenant.name,
@@ -19,4 +18,4 @@ def _tenant(context: Context, fields: Fields) -> Members:
     }
 
 
-call = Call("Tenant", _tenant)
+call = Call("Tenant", (), _tenant)

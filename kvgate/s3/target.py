@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
+from kvgate.chunk.key import MAX_KEY_NBYTES
 from kvgate.errors import InvalidArgument, InvalidBucketName, InvalidKey, InvalidRequest, KeyTooLong
 
-MAX_KEY_NBYTES = 1024
 MAX_PARAMETERS = 64
 
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")

@@ -130,9 +130,7 @@ class Index:
         entry.current = False
 
     def load(self, tenant: str, bucket: str, entries: dict[str, Entry]) -> None:
-        """Make many entries visible at once in a bucket that has none of their keys."""
-        for entry in entries.values():
-            entry.current = True
+        """Take over many entries at once, marked as current, into a bucket that has none of their keys."""
         self._buckets[tenant, bucket].update(entries)
 
     def objects(self, tenant: str, bucket: str) -> SortedDict:

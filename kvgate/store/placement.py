@@ -59,7 +59,7 @@ class Placement:
         self.memory = memory
         self.tiers: tuple[Tier, ...] = (memory, *lower)
         self.lower_ranks = tuple(range(1, len(self.tiers)))
-        self.residents = tuple(Residents(policy) for _ in self.tiers)
+        self.residents = tuple(Residents(rank, policy) for rank in range(len(self.tiers)))
         self._index = index
         self._quota = quota
         self._metrics = metrics

@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from kvgate import plugins
@@ -31,8 +32,9 @@ from kvgate.store.placement import Placement
 from kvgate.store.quota import Quota
 from kvgate.store.read import Read
 from kvgate.store.spaces import Spaces, parse_any_key
+from kvgate.store.survivors import Survivors
 from kvgate.store.write import Precondition, Write
-from kvgate.tiers.base import Copy, Record, Tier
+from kvgate.tiers.base import Record, Tier
 from kvgate.tiers.host import HostTier
 
 logger = logging.getLogger(__name__)
@@ -274,8 +276,10 @@ class Store:
                 self._index.add_bucket(tenant.name, bucket, _now_ms())
         gc.disable()  # nothing of what is made here is garbage, and to look for it takes half the time
         try:
+            survivors = Survivors(len(self._placement.tiers))
             for rank, tier in enumerate(self._placement.tiers):
-                await tier.start(lambda batch, rank=rank: self._found(rank, batch))  # type: ignore[misc]
+                await tier.start(partial(survivors.add, rank))
+            survivors.install(self._index, self._quota, self._placement.residents)
         finally:
             gc.enable()
         logger.info("store: open after %.2f s", time.monotonic() - began)
@@ -299,22 +303,6 @@ class Store:
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
             self._leases.expire()
-
-    def _found(self, rank: int, batch: Iterable[tuple[Record, Copy]]) -> None:
-        nowhere = (None,) * len(self._placement.tiers)
-        by_bucket: dict[tuple[str, str], dict[str, Entry]] = {}
-        for record, copy in batch:
-            self._index.add_bucket(record.tenant, record.bucket, record.mtime_ms)
-            entry = self._index.get(record.tenant, record.bucket, record.key)
-            if entry is None:
-                entry = Entry(record, nowhere)
-                entry.settled = True
-                entry.pinned = record.key.startswith("kv/") and record.key.endswith("/manifest.json")
-                self._quota.add(record.tenant, record.nbytes)
-                by_bucket.setdefault((record.tenant, record.bucket), {})[record.key] = entry
-            self._placement.add_copy(entry, rank, copy)
-        for (tenant, bucket), entries in by_bucket.items():
-            self._index.load(tenant, bucket, entries)
 
     def _entry(self, tenant: str, bucket: str, key: str) -> Entry:
         entry = self._index.get(tenant, bucket, key)

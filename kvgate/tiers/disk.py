@@ -143,8 +143,9 @@ class DiskTier:
         self._used_nbytes = 0
         batches = self._index.rows()
         while batch := await self.run((), next, batches, None):
-            live.extend(file for _, file in batch)
-            self._used_nbytes += sum(footprint(record.nbytes) for record, _ in batch)
+            for record, file in batch:
+                live.append(file)
+                self._used_nbytes += footprint(record.nbytes)
             found(batch)
         return live
 

@@ -85,7 +85,18 @@ class DiskIndex:
             while batch := cursor.fetchmany(BATCH_ROWS):
                 try:
                     yield [
-                        (Record(tenant, bucket, key, nbytes, crc & _U64, mtime, _attributes(text, texts)), file)
+                        (
+                            Record(
+                                tenant,
+                                bucket,
+                                key,
+                                nbytes,
+                                crc & _U64,
+                                mtime,
+                                NO_ATTRIBUTES if text is None else _attributes(text, texts),
+                            ),
+                            file,
+                        )
                         for key, nbytes, crc, mtime, text, file in batch
                         if nbytes >= 0 <= file
                     ]
@@ -169,10 +180,8 @@ class DiskIndex:
 _U64 = (1 << 64) - 1
 
 
-def _attributes(text: str | None, known: dict[str, Any]) -> Any:
+def _attributes(text: str, known: dict[str, Any]) -> Any:
     """The attributes in a row; equal ones share one mapping, since a million chunks differ little in them."""
-    if text is None:
-        return NO_ATTRIBUTES
     if text not in known:
         if len(known) > BATCH_ROWS:
             known.clear()

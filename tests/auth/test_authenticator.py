@@ -7,10 +7,14 @@ from urllib.parse import quote, urlsplit
 import boto3
 import pytest
 from botocore.config import Config
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kvgate.auth import sigv4
 from kvgate.auth.authenticator import Authenticator
 from kvgate.auth.identity import ChunkedPayload, SignedPayload, UnsignedPayload
+from kvgate.auth.tenants import AccessKeyConfig, TenantConfig, Tenants
+from kvgate.config import Secret
 from kvgate.errors import (
     AccessDenied,
     ClockSkew,
@@ -336,3 +340,26 @@ def test_errors_show_neither_secret_nor_signature(authenticator: Authenticator, 
         authenticator.authenticate(request)
     assert request.headers.get("authorization")[-64:] not in str(caught.value)
     assert SECRET_KEY not in str(caught.value)
+
+
+PIECES = st.sampled_from(
+    [
+        *("AWS4-HMAC-SHA256", " ", "Credential=", ACCESS_KEY, "/", "20260127", "us-east-1", "s3", "aws4_request", ", "),
+        *(";", "SignedHeaders=", "host", "Signature=", "0" * 64, "&", "%", "é", "\udcff"),
+        *("X-Amz-Algorithm=AWS4-HMAC-SHA256", "X-Amz-Credential=", "X-Amz-Date=20260127T100000Z"),
+        *("X-Amz-Expires=60", "X-Amz-SignedHeaders=host", "X-Amz-Signature="),
+    ]
+)
+TEXT = st.lists(PIECES | st.text(max_size=5), max_size=14).map("".join)
+
+
+@given(authorization=TEXT, query=TEXT, path=TEXT, amz_date=TEXT, date=TEXT)
+def test_whatever_is_sent_is_refused_in_the_words_of_the_domain(
+    authorization: str, query: str, path: str, amz_date: str, date: str
+) -> None:
+    keys = (AccessKeyConfig(ACCESS_KEY, Secret(SECRET_KEY)),)
+    authenticator = Authenticator(Tenants({"acme": TenantConfig(keys)}), lambda: 1_769_508_000.0)
+    headers = [("host", HOST), ("authorization", authorization), ("x-amz-date", amz_date), ("date", date)]
+    headers.append(("x-amz-content-sha256", sigv4.UNSIGNED_PAYLOAD))
+    with pytest.raises(KVGateError):
+        authenticator.authenticate(Request("GET", "/" + path, query, Headers(headers)))

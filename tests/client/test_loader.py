@@ -13,7 +13,7 @@ import pytest
 
 from kvgate.client.aio import AsyncClient
 from kvgate.client.sync import Client
-from kvgate.errors import InvalidArgument, InvalidKey
+from kvgate.errors import InvalidArgument, InvalidBucketName, InvalidKey
 from tests.client.peer import Peer, checksum_header, ends_within
 
 SPACE = "ab" * 32
@@ -27,16 +27,16 @@ Load = Callable[..., int]
 def load(request: pytest.FixtureRequest) -> Load:
     """Loads from a port into buffers, and returns how many chunks arrived."""
 
-    def sync(port: int, buffers: list[bytearray], deadline_s: float = 5.0, hashes=HASHES, connections: int = 4) -> int:
+    def sync(port, buffers, deadline_s=5.0, hashes=HASHES, connections=4, bucket="bucket") -> int:
         with Client(f"http://127.0.0.1:{port}", "a", "b", max_connections=connections) as client:
             views = [memoryview(buffer) for buffer in buffers]
-            return client.load_chunks("bucket", SPACE, hashes, views, deadline_s)
+            return client.load_chunks(bucket, SPACE, hashes, views, deadline_s)
 
-    def aio(port: int, buffers: list[bytearray], deadline_s: float = 5.0, hashes=HASHES, connections: int = 4) -> int:
+    def aio(port, buffers, deadline_s=5.0, hashes=HASHES, connections=4, bucket="bucket") -> int:
         async def run() -> int:
             async with AsyncClient(f"http://127.0.0.1:{port}", "a", "b", max_connections=connections) as client:
                 views = [memoryview(buffer) for buffer in buffers]
-                return await client.load_chunks("bucket", SPACE, hashes, views, deadline_s)
+                return await client.load_chunks(bucket, SPACE, hashes, views, deadline_s)
 
         return asyncio.run(run())
 
@@ -155,6 +155,8 @@ def test_nothing_asked_for_is_nothing_loaded(load) -> None:
 def test_wrong_arguments_are_told(load, buffers) -> None:
     with pytest.raises(InvalidArgument):
         load(1, buffers[:3])
+    with pytest.raises(InvalidBucketName):
+        load(1, buffers, bucket="_kv")
     with pytest.raises(InvalidKey):
         load(1, buffers[:1], hashes=[b"short"])
     with pytest.raises(InvalidArgument):

@@ -27,5 +27,5 @@ class EvictionPolicy(Protocol[K]):
     def victims(self) -> Iterator[K]:
         """Every key, the one to evict first first. The policy may not change while the iterator is used."""
 
-    def __len__(self) -> int:
-        """How many keys there are."""
+    def __contains__(self, key: object) -> bool:
+        """Whether the key is there."""

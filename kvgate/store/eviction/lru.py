@@ -32,5 +32,5 @@ class LRU(Generic[K]):
         """See EvictionPolicy."""
         return iter(self._order)
 
-    def __len__(self) -> int:
-        return len(self._order)
+    def __contains__(self, key: object) -> bool:
+        return key in self._order

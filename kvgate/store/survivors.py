@@ -1,0 +1,55 @@
+"""What the tiers still hold when a gateway starts, gathered and made visible at once.
+
+A million objects go through here one by one, so the loops are plain and nothing is looked up twice.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+from kvgate.store.index import Entry, Index
+from kvgate.store.quota import Quota
+from kvgate.store.residents import Cold, Residents, age_class
+from kvgate.tiers.base import Copy, Record
+
+
+class Survivors:
+    """Entries by bucket, as the tiers report their copies, the fastest tier first."""
+
+    def __init__(self, tiers: int) -> None:
+        self._tiers = tiers
+        self._entries: dict[tuple[str, str], dict[str, Entry]] = {}
+        self._cold: defaultdict[tuple[int, str], Cold] = defaultdict(lambda: defaultdict(list))
+
+    def add(self, rank: int, batch: Iterable[tuple[Record, Copy]]) -> None:
+        """Note copies in the tier of this rank. Where two tiers hold different versions, the faster tier's counts."""
+        before, after = (None,) * rank, (None,) * (self._tiers - rank - 1)
+        place: tuple[str, str] | None = None
+        for record, copy in batch:
+            if record[:2] != place:
+                place = record[:2]
+                entries = self._entries.setdefault(place, {})
+                cold = self._cold[rank, record.tenant]
+            key = record.key
+            entry = entries.get(key)
+            if entry is None:
+                entry = entries[key] = Entry(record, (*before, copy, *after))
+                entry.settled = entry.current = True
+                if key.endswith("/manifest.json"):
+                    entry.pinned = key.startswith("kv/")
+            elif entry.record.same_body(record):
+                entry.set_copy(rank, copy)
+            else:
+                continue
+            cold[age_class(record.mtime_ms)].append(entry)
+
+    def install(self, index: Index, quota: Quota, residents: tuple[Residents, ...]) -> None:
+        """Make everything visible."""
+        for (tenant, bucket), entries in self._entries.items():
+            index.add_bucket(tenant, bucket, min(entry.record.mtime_ms for entry in entries.values()))
+            index.load(tenant, bucket, entries)
+            quota.add(tenant, sum(entry.record.nbytes for entry in entries.values()))
+        for (rank, tenant), cold in self._cold.items():
+            sizes = [entry.record.nbytes for entries in cold.values() for entry in entries]
+            residents[rank].load(tenant, cold, len(sizes), sum(sizes))

@@ -1,0 +1,192 @@
+"""Both clients against a real gateway: the same calls, the same results."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.client.aio import AsyncClient
+from kvgate.client.sync import Client
+from kvgate.errors import GatewayError, GatewayUnavailable
+from tests.client.chunks import SPACE, chunks
+from tests.gateways import ALPHA, BETA, Credential
+
+
+class _Blocking:
+    """The asyncio client, driven call by call like the blocking one."""
+
+    def __init__(self, runner: asyncio.Runner, client: AsyncClient) -> None:
+        self._runner, self._client = runner, client
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._runner.run(getattr(self._client, name)(*args, **kwargs))
+
+        return call
+
+    def list(self, *args: Any) -> Any:
+        async def collect() -> list[Any]:
+            return [entry async for entry in self._client.list(*args)]
+
+        return self._runner.run(collect())
+
+
+@pytest.fixture(params=["sync", "async"])
+def connect(request: pytest.FixtureRequest, gateway: Any) -> Iterator[Any]:
+    """Clients of the shared gateway, for alpha by default."""
+    closers = []
+    with asyncio.Runner() as runner:
+
+        def make(credential: Credential = ALPHA) -> Any:
+            if request.param == "sync":
+                client = Client(gateway.url, credential.access_key, credential.secret_key)
+                closers.append(client.close)
+                return client
+            other = AsyncClient(gateway.url, credential.access_key, credential.secret_key)
+            closers.append(lambda: runner.run(other.close()))
+            return _Blocking(runner, other)
+
+        yield make
+        for close in closers:
+            close()
+
+
+@pytest.fixture
+def bucket() -> str:
+    return f"client-{secrets.token_hex(8)}"
+
+
+def test_object_comes_back_as_it_was_put(connect, bucket) -> None:
+    client, body = connect(), os.urandom(5_000_000)
+    client.create_bucket(bucket)
+    client.create_bucket(bucket)
+    key = "a b/ü+%2F&=?#"
+    views = [memoryview(body)[:7], memoryview(body)[7:]]
+    etag = client.put(bucket, key, views, content_type="text/plain", metadata={"Model": "llama"})
+    info = client.head(bucket, key)
+    assert (info.nbytes, info.etag, info.content_type, info.metadata) == (
+        5_000_000,
+        etag,
+        "text/plain",
+        {"model": "llama"},
+    )
+    got = client.get(bucket, key)
+    assert (got.body, got.verified, got.info) == (body, True, info)
+    buffer = bytearray(5_000_001)
+    assert client.get(bucket, key, into=memoryview(buffer)).verified
+    assert buffer[:-1] == body
+    part = client.get(bucket, key, start=10, stop=20)
+    assert (part.body, part.info.nbytes, part.verified) == (body[10:20], 5_000_000, False)
+    assert client.get(bucket, key, start=4_999_990, stop=6_000_000).body == body[-10:]
+    assert client.get(bucket, key, start=4_999_990).body == body[-10:]
+    with pytest.raises(GatewayError) as raised:
+        client.get(bucket, key, start=5_000_000)
+    assert (raised.value.status, raised.value.code) == (416, "InvalidRange")
+
+
+def test_empty_object_comes_back(connect, bucket) -> None:
+    client = connect()
+    client.create_bucket(bucket)
+    client.put(bucket, "empty", [])
+    got = client.get(bucket, "empty")
+    assert (got.body, got.nbytes, got.verified) == (b"", 0, True)
+
+
+def test_refusals_have_status_and_code(connect, bucket) -> None:
+    client = connect()
+    client.create_bucket(bucket)
+    client.put(bucket, "key", b"body", if_none_match=True)
+    for call, status, code in [
+        (lambda: client.put(bucket, "key", b"other", if_none_match=True), 412, "PreconditionFailed"),
+        (lambda: client.get(bucket, "absent"), 404, "NoSuchKey"),
+        (lambda: client.head(bucket, "absent"), 404, "NotFound"),
+        (lambda: client.get("no-such-bucket", "key"), 404, "NoSuchBucket"),
+        (lambda: client.release("no-such-lease"), 404, "NoSuchLease"),
+        (lambda: connect(Credential(ALPHA.access_key, "not-the-secret")).tenant(), 403, "SignatureDoesNotMatch"),
+        (lambda: connect(Credential("not-the-key", "x")).list_buckets(), 403, "InvalidAccessKeyId"),
+    ]:
+        with pytest.raises(GatewayError) as raised:
+            call()
+        assert (raised.value.status, raised.value.code) == (status, code)
+        assert not isinstance(raised.value, GatewayUnavailable)
+
+
+def test_listing_pages_and_rolls_up(connect, bucket) -> None:
+    client = connect()
+    client.create_bucket(bucket)
+    keys = sorted([f"many/{index:04}" for index in range(1005)] + ["a +/x", "ü"])
+    for key in keys:
+        client.put(bucket, key, b"x")
+    assert [entry.key for entry in client.list(bucket)] == keys
+    assert [(entry.key, entry.is_prefix) for entry in client.list(bucket, "", "/")] == [
+        ("a +/", True),
+        ("many/", True),
+        ("ü", False),
+    ]
+    assert [entry.key for entry in client.list(bucket, "many/100")] == [f"many/{index}" for index in range(1000, 1005)]
+    assert bucket in [found.name for found in client.list_buckets()]
+    client.delete(bucket, "ü")
+    client.delete(bucket, "ü")
+    assert list(client.list(bucket, "ü")) == []
+
+
+def test_chunks_are_matched_leased_loaded_and_released(connect, bucket) -> None:
+    client = connect()
+    client.create_bucket(bucket)
+    tenant = client.tenant()
+    assert (tenant.name, len(tenant.salt)) == ("alpha", 32)
+    assert bucket in tenant.buckets
+    prompt = chunks(tenant.salt, 6)
+    hashes = [chunk_hash for chunk_hash, _ in prompt]
+    assert client.match(bucket, SPACE.id, hashes).places == ()
+    before = client.stats()
+
+    client.put(bucket, str(ManifestKey(SPACE.id)), [SPACE.canonical_json()])
+    for chunk_hash, body in prompt[:5]:
+        key = str(ChunkKey(SPACE.id, chunk_hash.hex()))
+        client.put(bucket, key, [memoryview(body)[:4096], memoryview(body)[4096:]])
+        client.put(bucket, key, body)  # the same body again is no error
+    match = client.match(bucket, SPACE.id, hashes, lease_s=20)
+    assert [(place.tier, place.nbytes) for place in match.places] == [("host", len(prompt[0][1]))] * 5
+    assert match.expires_s == 20
+    buffers = [memoryview(bytearray(len(body))) for _, body in prompt]
+    assert client.load_chunks(bucket, SPACE.id, hashes, buffers, 10) == 5
+    assert [bytes(buffer) for buffer in buffers[:5]] == [body for _, body in prompt[:5]]
+
+    stats = client.stats()
+    assert stats.leases - before.leases == 1
+    assert stats.match_chunks_asked - before.match_chunks_asked == 6
+    assert stats.match_chunks_found - before.match_chunks_found == 5
+    assert stats.objects - before.objects == 6
+    with pytest.raises(GatewayError):
+        connect(BETA).release(match.lease)
+    client.release(match.lease)
+    assert client.stats().leases == before.leases
+    with pytest.raises(GatewayError):
+        client.release(match.lease)
+
+
+def test_gateway_that_restarts_is_found_again(start_gateway) -> None:
+    running = start_gateway()
+    with Client(running.url, ALPHA.access_key, ALPHA.secret_key) as client:
+        client.put("alpha-bucket", "key", b"body")
+        running.stop()
+        with pytest.raises(GatewayUnavailable):
+            client.get("alpha-bucket", "key")
+        running.start()
+        assert client.get("alpha-bucket", "key").body == b"body"
+
+
+def test_blocking_client_needs_no_event_loop_library() -> None:
+    import subprocess
+    import sys
+
+    program = "import sys, kvgate.client.sync, kvgate.client.credentials; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
+    assert not {"aiohttp", "torch", "numpy", "yarl"} & set(loaded)

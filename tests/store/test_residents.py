@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections import defaultdict
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvgate.store.eviction.lru import LRU
+from kvgate.store.index import Entry
+from kvgate.store.residents import Cold, Residents, age_class
+from kvgate.tiers.base import Record
+
+
+def entry(name: str, nbytes: int = 1, mtime_ms: int = 0, tenant: str = "t") -> Entry:
+    return Entry(Record(tenant, "b", name, nbytes, 0, mtime_ms), ("copy",))
+
+
+def names(residents: Residents, tenant: str | None = None) -> list[str]:
+    return [victim.record.key for victim in residents.victims(lambda _: True, tenant)]
+
+
+def residents_with(*entries: Entry) -> Residents:
+    residents = Residents(0, LRU)
+    for each in entries:
+        residents.insert(each)
+    return residents
+
+
+def test_least_recently_used_goes_first() -> None:
+    a, b, c = (entry(name) for name in "abc")
+    residents = residents_with(a, b, c)
+    residents.touch(a)
+    assert names(residents) == ["b", "c", "a"]
+    residents.remove(c)
+    assert names(residents) == ["b", "a"]
+
+
+def test_what_may_not_go_is_passed_over() -> None:
+    residents = residents_with(entry("a"), entry("b"), entry("c"))
+    assert [victim.record.key for victim in residents.victims(lambda e: e.record.key != "a")] == ["b", "c"]
+
+
+def test_tenant_that_takes_the_most_gives_first() -> None:
+    small = [entry(f"s{n}", 10, tenant="small") for n in range(3)]
+    large = [entry(f"l{n}", 10, tenant="large") for n in range(5)]
+    residents = residents_with(*small, *large)
+    order = names(residents)
+    assert order[:2] == ["l0", "l1"], "until both take as much"
+    assert set(order[2:4]) == {"l2", "s0"}
+    assert names(residents, "small") == ["s0", "s1", "s2"]
+    assert names(residents, "nobody") == []
+    assert residents.usage("large") == (5, 50)
+
+
+@given(st.lists(st.integers(0, 10**7), max_size=40, unique=True), st.data())
+def test_survivors_go_by_age_and_before_all_that_has_been_used(ages_ms: list[int], data: st.DataObject) -> None:
+    entries = [entry(str(age), mtime_ms=age) for age in ages_ms]
+    cold: Cold = defaultdict(list)
+    for each in entries:
+        cold[age_class(each.record.mtime_ms)].append(each)
+    residents = Residents(0, LRU)
+    residents.load("t", cold, len(entries), len(entries))
+    used = data.draw(st.lists(st.sampled_from(entries), unique=True)) if entries else []
+    removed = data.draw(st.lists(st.sampled_from(entries), unique=True)) if entries else []
+    for each in used:
+        residents.touch(each)
+    for each in removed:
+        each.set_copy(0, None)
+        residents.remove(each)
+    expected = sorted((e for e in entries if e not in used), key=lambda e: e.record.mtime_ms) + used
+    assert names(residents) == [e.record.key for e in expected if e not in removed]
+    assert residents.usage("t") == ((len(entries) - len(removed),) * 2 if entries else (0, 0))
