@@ -49,7 +49,9 @@ class TierContract:
 
     # --- what a test does -------------------------------------------------------------------------------------------
 
-    async def put(self, tier: Tier, arena: Arena, key: str, body: bytes, *, publish: bool = True) -> tuple[Record, Copy]:
+    async def put(
+        self, tier: Tier, arena: Arena, key: str, body: bytes, *, publish: bool = True
+    ) -> tuple[Record, Copy]:
         record, blocks = describe(key, body)
         with filled(arena, body) as lease:
             upload = await tier.begin(record.tenant, len(body))

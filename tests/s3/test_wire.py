@@ -12,34 +12,9 @@ from kvgate.auth import sigv4
 from kvgate.auth.identity import ChunkSigning
 from kvgate.s3 import checksums
 from tests.gateways import ALPHA, RunningGateway
+from tests.wire import send
 
 CREDENTIAL = sigv4.Credential(ALPHA.access_key, ALPHA.secret_key)
-
-
-def send(
-    gateway: RunningGateway,
-    method: str,
-    path: str,
-    headers: dict[str, str] | None = None,
-    body: bytes = b"",
-    payload_hash: str = sigv4.UNSIGNED_PAYLOAD,
-    query: str = "",
-) -> tuple[int, dict[str, str], bytes]:
-    """One signed request, its body as it is. Status, headers and body of the answer."""
-    wanted = {"host": f"127.0.0.1:{gateway.port}", **(headers or {})}
-    signed = sigv4.sign(
-        CREDENTIAL, method, path, query, wanted, region="us-east-1", now=time.time(), payload_hash=payload_hash
-    )
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
-    try:
-        connection.putrequest(method, path + (f"?{query}" if query else ""), skip_host=True, skip_accept_encoding=True)
-        for name, value in {**wanted, **signed}.items():
-            connection.putheader(name, value)
-        connection.endheaders(body)
-        answer = connection.getresponse()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
-    finally:
-        connection.close()
 
 
 def signed_chunks(encoder: Any, path: str, headers: dict[str, str], trailer: bool) -> tuple[Any, dict[str, str]]:

@@ -152,7 +152,7 @@ class TestDiskTier(TierContract):
             tier = DiskTier(self.config(mount))
             await tier.start(lambda _: None)
             used = tier.usage()
-            record, blocks = describe("k", bytes(8 << 20))
+            record, _ = describe("k", bytes(8 << 20))
             upload = await tier.begin("tenant", record.nbytes)
             with filled(arena, bytes(record.nbytes)) as lease, pytest.raises(TierFull) as raised:
                 await upload.write(lease, 0, record.nbytes)

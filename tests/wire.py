@@ -1,0 +1,67 @@
+"""Single requests, byte by byte, that no SDK would make."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import time
+
+from kvgate.auth import sigv4
+from tests.gateways import ALPHA, RunningGateway
+
+CREDENTIAL = sigv4.Credential(ALPHA.access_key, ALPHA.secret_key)
+
+
+def send(
+    gateway: RunningGateway,
+    method: str,
+    path: str,
+    headers: dict[str, str] | None = None,
+    body: bytes = b"",
+    payload_hash: str = sigv4.UNSIGNED_PAYLOAD,
+    query: str = "",
+    *,
+    credential: sigv4.Credential = CREDENTIAL,
+    now: float | None = None,
+) -> tuple[int, dict[str, str], bytes]:
+    """One signed request, its body as it is. Status, headers and body of the answer."""
+    wanted = {"host": f"127.0.0.1:{gateway.port}", **(headers or {})}
+    signed = sigv4.sign(
+        credential, method, path, query, wanted, region="us-east-1", now=now or time.time(), payload_hash=payload_hash
+    )
+    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    try:
+        connection.putrequest(method, path + (f"?{query}" if query else ""), skip_host=True, skip_accept_encoding=True)
+        for name, value in {**wanted, **signed}.items():
+            connection.putheader(name, value)
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def send_and_hang_up(gateway: RunningGateway, path: str, promised: int, body: bytes) -> None:
+    """A signed PUT that ends before its promised length."""
+    headers = {"host": f"127.0.0.1:{gateway.port}", "content-length": str(promised)}
+    headers |= sigv4.sign(
+        CREDENTIAL, "PUT", path, "", headers, region="us-east-1", now=time.time(), payload_hash=sigv4.UNSIGNED_PAYLOAD
+    )
+    lines = [f"PUT {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
+        sock.sendall("\r\n".join(lines).encode() + body)
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(65536):
+            pass
+
+
+def raw_exchange(gateway: RunningGateway, request: bytes) -> bytes:
+    """What the gateway answers to these bytes, until it ends the connection or has nothing more to say."""
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=2) as sock:
+        sock.sendall(request)
+        answer = b""
+        with contextlib.suppress(TimeoutError, ConnectionResetError):
+            while piece := sock.recv(65536):
+                answer += piece
+        return answer
