@@ -60,6 +60,7 @@ class Write:
         spaces: Spaces,
         config: StoreConfig,
         take_quota: Callable[[int], None],
+        pinned: bool = False,
     ) -> None:
         self._tenant, self._bucket, self._key = tenant, bucket, key
         self._kind, self._space = kind, space
@@ -67,6 +68,7 @@ class Write:
         self._placement, self._index, self._quota, self._spaces = placement, index, quota, spaces
         self._config = config
         self._take_quota = take_quota
+        self._pinned = pinned or isinstance(kind, ManifestKey)
         self._digest = BlockDigest()
         self._prefix = bytearray()
         self._lease: Lease | None = None  # the whole body, or the window through which it streams
@@ -166,8 +168,7 @@ class Write:
     async def _grow(self, lease: Lease) -> None:
         """Make room behind a lease that is full."""
         if self._upload is not None:
-            await self._upload.write(lease, 0, self._filled)
-            self._filled = 0
+            await self._pass_on(self._upload, lease)
             return
         try:
             self._placement.extend(lease, min(max(lease.nbytes, _FIRST_NBYTES), self._config.window))
@@ -191,8 +192,17 @@ class Write:
             self._upload = await placement.tiers[rank].begin(tenant, self._declared_nbytes)
         except TierFull as error:
             raise StoreFull(str(error)) from error
+        await self._pass_on(self._upload, window)
+
+    async def _pass_on(self, upload: Upload, lease: Lease) -> None:
+        """Write what the window holds to the lower tier. Raises StoreFull."""
         if self._filled:
-            await self._upload.write(window, 0, self._filled)
+            try:
+                if self._declared_nbytes is None:  # otherwise there has been room for all of it from the beginning
+                    await self._placement.make_room(self._placement.lower_ranks[0], self._tenant.name, self._filled)
+                await upload.write(lease, 0, self._filled)
+            except TierFull as error:
+                raise StoreFull(str(error)) from error
             self._filled = 0
 
     # --- committing ---------------------------------------------------------------------------------------------------
@@ -215,7 +225,7 @@ class Write:
         )
         self._check(record, precondition)  # an early answer; the one that counts follows below
         entry = Entry(record, (None,) * len(placement.tiers))
-        entry.pinned = isinstance(self._kind, ManifestKey)
+        entry.pinned = self._pinned
         below = await self._finish_below(entry)
         try:
             if existing := self._check(record, precondition):
@@ -236,8 +246,7 @@ class Write:
         """A finished, unpublished copy in the first lower tier, if the object has to have one before it is visible."""
         lease = self._open_lease()
         if self._upload is not None:
-            if self._filled:
-                await self._upload.write(lease, 0, self._filled)
+            await self._pass_on(self._upload, lease)
             copy = await self._upload.finish(entry.record, self._digest.blocks)
             self._upload = None
             return copy
