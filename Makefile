@@ -6,7 +6,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help demo test check bench
 
-# The engine tests run a small transformers model on the CPU.
+# The engine tests run small transformers models on the CPU, one of them with a LoRA adapter.
 TORCH := torch==2.13.0
 
 help: ## Say what there is to make
@@ -26,10 +26,13 @@ check: .venv/installed ## Lint, format, types and layers
 	.venv/bin/lint-imports
 
 bench: .venv/installed ## Run the load tests, about two minutes
-	for script in loadtest/*.py; do echo "--- $$script"; timeout 120 .venv/bin/python "$$script"; done
+	timeout 60 .venv/bin/python loadtest/arena.py
+	timeout 60 .venv/bin/python loadtest/chain_hash.py
+	timeout 120 .venv/bin/python loadtest/restart.py --objects 100000
+	timeout 120 .venv/bin/python loadtest/throughput.py --quick
 
 .venv/installed: pyproject.toml
-	.ci/venv .venv --editable '.[dev,transformers]' $(TORCH)
+	.ci/venv .venv --editable '.[dev,transformers]' $(TORCH) peft
 	touch $@
 
 .cache/demo/installed: pyproject.toml examples/demo/requirements.txt

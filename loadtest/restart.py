@@ -145,8 +145,8 @@ def main() -> None:
     for row in rows:
         extra = (row["rss_nbytes"] - few["rss_nbytes"]) / max(1, row["objects"] - few["objects"])
         print(
-            f"{row['objects']:>12,} {row['start_s']:>9.2f} {row['start_cpu_s']:>7.2f} {row['rss_nbytes'] / 2**20:>9.0f} "
-            f"{extra:>9.0f} {row['head_p50_us']:>12.0f}"
+            f"{row['objects']:>12,} {row['start_s']:>9.2f} {row['start_cpu_s']:>7.2f} "
+            f"{row['rss_nbytes'] / 2**20:>9.0f} {extra:>9.0f} {row['head_p50_us']:>12.0f}"
         )
     print(f"start: {many['start_s'] - few['start_s']:.2f} s for the objects; the limit for a million is 5 s")
     print(f"HEAD p50: {many['head_p50_us'] / few['head_p50_us']:.2f} times that at {few['objects']:,} objects")

@@ -85,6 +85,7 @@ class BackgroundStore:
         self._jobs: deque[NewChunks] = deque()  # the first is the one under way
         self._held_nbytes = 0
         self._closed = False
+        self._given_up = False
         self._manifests: set[str] = set()
         self._thread: threading.Thread | None = None
 
@@ -110,15 +111,12 @@ class BackgroundStore:
             return self._changed.wait_for(lambda: not self._jobs, timeout_s)
 
     def close(self, timeout_s: float) -> None:
-        """Take no more, send for at most `timeout_s`, and drop the jobs that have not begun. May be called twice."""
+        """Take no more, send for at most `timeout_s`, and drop the rest. May be called twice."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: not self._jobs, timeout_s)
-            while len(self._jobs) > 1:
-                job = self._jobs.pop()
-                self._held_nbytes -= job.held_nbytes
-                self._ledger.dropped("closed", len(job.indices))
+            self._given_up = True
 
     def _run(self) -> None:
         while True:
@@ -137,32 +135,44 @@ class BackgroundStore:
                     self._changed.notify_all()
 
     def _store(self, job: NewChunks) -> None:
-        body = torch.empty(kv_layout.body_nbytes(job.space.layout), dtype=torch.uint8)
-        for index in job.indices:
-            left = job.indices.stop - index
-            if not self._breaker.allows():
-                return self._ledger.dropped("gateway unavailable", left)
-            try:
-                self._fill(body, job, index)
-                stored = self._put(job.space, job.chain[index + 1], memoryview(body.numpy()))
-            except GatewayUnavailable as error:
-                self._breaker.failed()
-                self._ledger.failed(type(error).__name__, 1)
-            except GatewayError as error:  # what is refused once is refused for the others too
-                _log.warning("new chunks are not stored: %s", error)
-                self._ledger.failed(error.code, 1)
-                return self._ledger.dropped(error.code, left - 1)
-            except Exception as error:
-                _log.exception("new chunks are not stored")
-                self._ledger.failed(type(error).__name__, 1)
-                return self._ledger.dropped("defect", left - 1)
-            else:
-                self._breaker.succeeded()
-                if stored:
-                    self._ledger.stored(body.nbytes)
-                else:
-                    self._ledger.present()
-        return None
+        left = deque(job.indices)
+        reason = ""
+        try:
+            body = torch.empty(kv_layout.body_nbytes(job.space.layout), dtype=torch.uint8)
+            while left and not reason:
+                reason = self._why_not() or self._send(job, left.popleft(), body)
+        except Exception as error:  # a defect of ours must not end the thread
+            _log.exception("new chunks are not stored")
+            self._ledger.failed(f"defect: {type(error).__name__}", 1)
+            reason = "defect"
+        if left:
+            self._ledger.dropped(reason, len(left))
+
+    def _why_not(self) -> str:
+        """Why nothing should be sent now; empty when it should."""
+        if self._given_up:
+            return "closed"
+        return "" if self._breaker.allows() else "gateway unavailable"
+
+    def _send(self, job: NewChunks, index: int, body: Any) -> str:
+        """Send a chunk and count it. Returns why the chunks after it would fare no better, or nothing."""
+        try:
+            self._fill(body, job, index)
+            stored = self._put(job.space, job.chain[index + 1], memoryview(body.numpy()))
+        except GatewayUnavailable as error:
+            self._breaker.failed()
+            self._ledger.failed(type(error).__name__, 1)
+            return "gateway unavailable"
+        except GatewayError as error:
+            _log.warning("new chunks are not stored: %s", error)
+            self._ledger.failed(error.code, 1)
+            return error.code
+        self._breaker.succeeded()
+        if stored:
+            self._ledger.stored(body.nbytes)
+        else:
+            self._ledger.present()
+        return ""
 
     def _fill(self, body: Any, job: NewChunks, index: int) -> None:
         space, first_token = job.space, index * job.space.chunk_tokens

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from engine_adapters.transformers import kv_layout
 from engine_adapters.transformers.background_store import BackgroundStore, NewChunks
 from engine_adapters.transformers.breaker import Breaker
 from engine_adapters.transformers.generate_options import check_options
+from engine_adapters.transformers.lora import without_peft
 from engine_adapters.transformers.prefix_loader import Prefix, PrefixLoader
 from engine_adapters.transformers.probe import empty_cache
 from engine_adapters.transformers.space import LiveSpace
@@ -86,13 +88,16 @@ class KVGateCache:
         max_held_nbytes:        of caches that wait to be stored; beyond it new chunks are dropped
         Raises UnsupportedModel naming what about the model cannot be named, ConfigError without a URL or key pair.
         """
+        found = find_credentials(url, access_key, secret_key)
+        self._client = Client(found.url, found.access_key, found.secret_key)
         self._model = model
         self._tokenizer = tokenizer
+        # A long prompt's logits, over the whole vocabulary, can be larger than its KV.
+        knows = "logits_to_keep" in inspect.signature(without_peft(model).forward).parameters
+        self._last_logits = {"logits_to_keep": 1} if knows else {}
         self._live_space = LiveSpace(
             model, tokenizer, model_name=model_name, weights=weights, chunk_tokens=chunk_tokens
         )
-        found = find_credentials(url, access_key, secret_key)
-        self._client = Client(found.url, found.access_key, found.secret_key)
         self._ledger = Ledger()
         breaker = Breaker()
         self._loader = PrefixLoader(self._client, bucket, breaker, self._ledger, deadline_s=load_deadline_s)
@@ -155,11 +160,11 @@ class KVGateCache:
         space, prefix, cache, stats = self._load(tokens)
         rest = torch.tensor([tokens[stats.reused_tokens :]], device=self._model.device)
         with torch.no_grad():
-            logits = self._model(input_ids=rest, past_key_values=cache, use_cache=True).logits[0, -1]
+            output = self._model(input_ids=rest, past_key_values=cache, use_cache=True, **self._last_logits)
         if len(prefix.chain) - 1 > prefix.held_chunks:
             self._keep(space, prefix, tokens, [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers])
         self._ledger.request(stats)
-        return Prefilled(cache, logits, stats)
+        return Prefilled(cache, output.logits[0, -1], stats)
 
     def flush(self, timeout_s: float) -> bool:
         """Wait until every new chunk so far was stored or given up; False when that took longer."""

@@ -12,32 +12,42 @@ from kvgate.errors import UnsupportedModel
 _BESIDE_THE_CONFIG = frozenset(
     {"generation_config", "logits_processor", "stopping_criteria", "streamer", "prefix_allowed_tokens_fn", "tokenizer"}
 )
-_ONE_SEQUENCE = {"num_beams": 1, "num_return_sequences": 1}
-_OWN_CACHE = ("cache_implementation", "prompt_lookup_num_tokens", "token_healing")
+_ACCEPTED: Mapping[str, tuple[object, ...]] = {
+    "num_beams": (1,),
+    "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
+    "constraints": (),
+    "force_words_ids": (),
+    "penalty_alpha": (),
+    "dola_layers": (),
+    "prompt_lookup_num_tokens": (),
+    "assistant_early_exit": (),
+    "use_mtp": (False,),
+    "token_healing": (False,),
+    "use_cache": (True,),
+    "cache_implementation": (),
+}
+"""Settings that decide how many sequences there are, how they are decoded, and in which cache; and what, beside None,
+means one sequence, decoded one token after the other in the cache that it is given."""
 
 
 def check_options(options: Mapping[str, Any], defaults: Any) -> None:
     """Accept options that decode one sequence from its tokens alone, in the cache that they are given.
 
-    defaults: the model's GenerationConfig
+    defaults: the model's own GenerationConfig
     Raises UnsupportedModel naming the first option that does not: model inputs beside the tokens (images, embeddings,
-    masks, positions), beams, another cache, or anything unknown.
+    masks, positions), beams, another cache, and whatever is unknown.
     """
-    config = options.get("generation_config") or defaults
     known = vars(GenerationConfig())
     for name in options:
         if name not in known and name not in _BESIDE_THE_CONFIG:
             raise UnsupportedModel(f"generate({name}=…): its effect on the KV is not in the chain hash")
-
-    def value(name: str) -> Any:
-        given = options.get(name)
-        return getattr(config, name, None) if given is None else given
-
-    for name, accepted in _ONE_SEQUENCE.items():
-        if value(name) not in (None, accepted):
-            raise UnsupportedModel(f"generate({name}={value(name)}): KV is cached for one sequence at a time")
-    for name in _OWN_CACHE:
-        if value(name):
-            raise UnsupportedModel(f"generate({name}={value(name)}): KV is cached in a plain DynamicCache only")
-    if options.get("use_cache", getattr(config, "use_cache", None)) is False:
-        raise UnsupportedModel("generate(use_cache=False): without a cache there is nothing to reuse")
+    for name, accepted in _ACCEPTED.items():
+        given = (
+            options.get(name),
+            getattr(options.get("generation_config"), name, None),
+            getattr(defaults, name, None),
+        )
+        value = next((value for value in given if value is not None), None)
+        if value is not None and value not in accepted:
+            raise UnsupportedModel(f"generate({name}={value}): KV is cached for one plainly decoded sequence only")

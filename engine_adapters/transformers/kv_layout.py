@@ -27,14 +27,21 @@ def fill_cache(cache: Any, layout: Layout, bodies: Any, device: Any) -> None:
 
     bodies: (chunks, body_nbytes(layout)) uint8 on the CPU; may be written again after the call
     """
-    chunks = bodies.shape[0]
-    kv = bodies[:, DATA_START:].to(device).view(DTYPES[layout.dtype]).view(chunks, *layout.shape)
-    tokens = chunks * layout.tokens
-    # [chunks, layers, 2, heads, tokens, dim] to [layers, 2, 1, heads, all tokens, dim]: the only copy on this device.
-    joined = kv.permute(1, 2, 3, 0, 4, 5).clone(memory_format=torch.contiguous_format)
-    joined = joined.view(layout.layers, 2, 1, layout.kv_heads, tokens, layout.head_dim)
-    for layer, (keys, values) in zip(cache.layers, joined, strict=True):
-        # What DynamicLayer.update does to an empty layer, without its copy.
+    if not len(bodies):
+        return
+    kv = bodies[:, DATA_START:].to(device).view(DTYPES[layout.dtype]).view(len(bodies), *layout.shape)
+    # [chunks, layers, 2, heads, tokens, dim] becomes [1, heads, all tokens, dim] for K and V of each layer, each in
+    # memory of its own: the model's first pass copies layer after layer, and lets go of one when it has copied it.
+    filled = [
+        [
+            part.transpose(0, 1).clone(memory_format=torch.contiguous_format).flatten(1, 2).unsqueeze(0)
+            for part in kv[:, index].unbind(1)
+        ]
+        for index in range(layout.layers)
+    ]
+    # Not before all are there: a cache filled in part would give another text. This is what DynamicLayer.update does to
+    # an empty layer, without its copy.
+    for layer, (keys, values) in zip(cache.layers, filled, strict=True):
         layer.lazy_initialization(keys, values)
         layer.keys, layer.values = keys, values
 

@@ -55,9 +55,23 @@ class PrefixLoader:
     def load(self, space: Space, tokens: Sequence[int], cache: Any, device: Any, stats: RequestStats) -> Prefix:
         """Fill the empty DynamicCache with the KV of as many leading tokens as arrive; `stats` says how many."""
         start_s = time.monotonic()
+        end_s = start_s + self._deadline_s
         prefix = Prefix([], 0)
+        allowed = self._breaker.allows()
+        wanted = (len(tokens) - 1) // space.chunk_tokens
         try:
-            self._load(space, tokens, cache, device, stats, prefix, start_s + self._deadline_s)
+            if self._salt is None and allowed:
+                self._salt = self._client.tenant(deadline_s=_left_s(end_s)).salt
+            if self._salt is not None:
+                start = root(space.digest, self._salt)
+                prefix.chain = [start, *chain_hashes(start, tokens, space.chunk_tokens)]
+            if wanted and allowed:
+                bodies = self._fetch(space, prefix, wanted, stats, end_s)
+                kv_layout.fill_cache(cache, space.layout, bodies, device)
+                stats.reused_tokens = len(bodies) * space.chunk_tokens
+                stats.loaded_chunks, stats.loaded_nbytes = len(bodies), bodies.nbytes
+            elif wanted:
+                stats.miss = "the gateway was unavailable a moment ago"
         except GatewayUnavailable as error:
             self._breaker.failed()
             stats.miss = str(error)
@@ -69,57 +83,17 @@ class PrefixLoader:
         stats.load_s = time.monotonic() - start_s
         return prefix
 
-    def _load(
-        self,
-        space: Space,
-        tokens: Sequence[int],
-        cache: Any,
-        device: Any,
-        stats: RequestStats,
-        prefix: Prefix,
-        end_s: float,
-    ) -> None:
-        allowed = self._breaker.allows()
-        if self._salt is None and allowed:
-            self._salt = self._client.tenant(deadline_s=_left_s(end_s)).salt
-        if self._salt is not None:
-            start = root(space.digest, self._salt)
-            prefix.chain = [start, *chain_hashes(start, tokens, space.chunk_tokens)]
-        wanted = (len(tokens) - 1) // space.chunk_tokens
-        if not wanted:
-            return
-        if not allowed:
-            stats.miss = "the gateway was unavailable a moment ago"
-            return
-        chunks = self._match(space, prefix, wanted, stats, end_s)
+    def _fetch(self, space: Space, prefix: Prefix, wanted: int, stats: RequestStats, end_s: float) -> Any:
+        """The bodies of the leading chunks that came, beyond doubt: (chunks, body nbytes) uint8."""
+        chunks = min(self._match(space, prefix, end_s), wanted)
+        if chunks < wanted:
+            stats.miss = f"the gateway holds {chunks} of {wanted} chunks"
         bodies = torch.empty((chunks, kv_layout.body_nbytes(space.layout)), dtype=torch.uint8)
-        good = self._fetch(space, prefix.chain, bodies, stats, end_s)
-        if good:
-            kv_layout.fill_cache(cache, space.layout, bodies[:good], device)
-            stats.reused_tokens = good * space.chunk_tokens
-            stats.loaded_chunks = good
-            stats.loaded_nbytes = bodies[:good].nbytes
-
-    def _match(self, space: Space, prefix: Prefix, wanted: int, stats: RequestStats, end_s: float) -> int:
-        # The lease lasts as long as the load may, and ends by itself: a release would be a round trip before the first
-        # token. Every hash is asked for, to know what need not be stored.
-        left_s = _left_s(end_s)
-        match = self._client.match(self._bucket, space.id, prefix.chain[1:], lease_s=left_s, deadline_s=left_s)
-        self._breaker.succeeded()
-        prefix.held_chunks = len(match.places)
-        if prefix.held_chunks < wanted:
-            stats.miss = f"the gateway holds {prefix.held_chunks} of {wanted} chunks"
-        return min(prefix.held_chunks, wanted)
-
-    def _fetch(self, space: Space, chain: list[bytes], bodies: Any, stats: RequestStats, end_s: float) -> int:
-        """How many leading chunks are in `bodies`, beyond doubt."""
-        chunks = len(bodies)
-        if not chunks:
-            return 0
         views = [memoryview(body.numpy()) for body in bodies]
-        arrived = self._client.load_chunks(
-            self._bucket, space.id, chain[1 : chunks + 1], views, deadline_s=_left_s(end_s)
-        )
+        hashes = prefix.chain[1 : chunks + 1]
+        arrived = 0
+        if chunks:
+            arrived = self._client.load_chunks(self._bucket, space.id, hashes, views, deadline_s=_left_s(end_s))
         if arrived < chunks:
             late = time.monotonic() >= end_s
             if late and not arrived:
@@ -128,14 +102,29 @@ class PrefixLoader:
             self._ledger.failed("late" if late else "broken", 1)
         for index in range(arrived):
             try:
-                header = check_chunk(views[index], len(views[index]), ChunkKey(space.id, chain[index + 1].hex()), space)
-                if (header.parent, header.first_token) != (chain[index].hex(), index * space.chunk_tokens):
-                    raise InvalidChunk("metadata parent or first_token is another chunk's")
+                _check(views[index], space, prefix.chain, index)
             except InvalidChunk as error:
                 stats.miss = f"chunk {index}: {error}"
                 self._ledger.failed("invalid", 1)
-                return index
-        return arrived
+                return bodies[:index]
+        return bodies[:arrived]
+
+    def _match(self, space: Space, prefix: Prefix, end_s: float) -> int:
+        """How many leading chunks the gateway holds."""
+        # The lease lasts as long as the load may, and ends by itself: a release would be a round trip before the first
+        # token. Every hash is asked for, to know what need not be stored.
+        left_s = _left_s(end_s)
+        match = self._client.match(self._bucket, space.id, prefix.chain[1:], lease_s=left_s, deadline_s=left_s)
+        self._breaker.succeeded()
+        prefix.held_chunks = len(match.places)
+        return prefix.held_chunks
+
+
+def _check(body: memoryview, space: Space, chain: Sequence[bytes], index: int) -> None:
+    """Accept the body of chunk `index` of a sequence. Raises InvalidChunk."""
+    header = check_chunk(body, len(body), ChunkKey(space.id, chain[index + 1].hex()), space)
+    if (header.parent, header.first_token) != (chain[index].hex(), index * space.chunk_tokens):
+        raise InvalidChunk("metadata parent or first_token is another chunk's")
 
 
 def _left_s(end_s: float) -> float:

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from engine_adapters.transformers.lora import lora_digest, without_peft
+from engine_adapters.transformers.lora import LoraLayers, without_peft
 from engine_adapters.transformers.probe import probe
-from engine_adapters.transformers.weights import Fingerprint, fingerprint, weights_digest
+from engine_adapters.transformers.weights import base_tensors, weights_digest
+from engine_adapters.transformers.witness import Witness
 from kvgate.chunk.space import HASH_SCHEME, LAYOUT_VERSION, Space
 from kvgate.errors import UnsupportedModel
 
@@ -25,11 +26,15 @@ _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
 """RoPE kinds whose rotation of a token depends on its position alone. `dynamic` and `longrope` look at the length of
 the whole sequence too, so that a prefix does not always have the same KV."""
 
-_REMEMBERED_SPACES = 64
+_REMEMBERED_ADAPTERS = 64
 
 
 class LiveSpace:
-    """The space of a model that may change under way: LoRA adapters are switched, weights are loaded or trained."""
+    """The space of a model that may change under way: adapters are switched, weights are loaded or trained.
+
+    What changes KV without being seen here: values written through `tensor.data`, forward hooks, and modules or a
+    configuration that are edited in place.
+    """
 
     def __init__(
         self,
@@ -50,10 +55,11 @@ class LiveSpace:
         self._tokenizer = tokenizer_digest(tokenizer)
         self._model_name = model_name
         self._chunk_tokens = chunk_tokens
-        self._weights: dict[int, str] = {}
-        self._spaces: dict[Fingerprint, Space] = {}
-        if weights is not None:
-            self._weights[fingerprint(model).weights] = weights
+        check_model(model)
+        lora = LoraLayers(model)
+        self._weights = weights or weights_digest(model, lora)
+        self._weights_seen = Witness(base_tensors(model, lora))
+        self._spaces: list[tuple[list[tuple[str, float]], Witness, Space]] = []
         self.now()
 
     def now(self) -> Space:
@@ -62,24 +68,27 @@ class LiveSpace:
         Raises UnsupportedModel when it has become one without a space.
         """
         model = self._model
-        if torch.is_autocast_enabled(model.device.type):
-            raise UnsupportedModel("autocast is on, so that the dtype of the KV is not the model's own")
-        state = fingerprint(model)
-        if state not in self._spaces:
-            check_model(model)
-            if state.weights not in self._weights:
-                self._weights = {state.weights: weights_digest(model)}
-            while len(self._spaces) >= _REMEMBERED_SPACES:
-                self._spaces.pop(next(iter(self._spaces)))
-            self._spaces[state] = self._named(self._weights[state.weights])
-        return self._spaces[state]
+        check_model(model)
+        lora = LoraLayers(model)
+        tensors = base_tensors(model, lora)
+        if not self._weights_seen.unchanged(tensors):
+            self._weights = weights_digest(model, lora)
+            self._weights_seen = Witness(tensors)
+            self._spaces.clear()
+        active, active_tensors = lora.active(), lora.active_tensors()
+        for remembered, seen, space in self._spaces:
+            if remembered == active and seen.unchanged(active_tensors):
+                return space
+        space = self._named(lora)
+        self._spaces = [(active, Witness(active_tensors), space), *self._spaces[: _REMEMBERED_ADAPTERS - 1]]
+        return space
 
-    def _named(self, weights: str) -> Space:
+    def _named(self, lora: LoraLayers) -> Space:
         config = self._model.config
         kv = probe(self._model)
         return Space(
             model=self._model_name or f"{config.model_type}/{type(without_peft(self._model)).__name__}",
-            weights=weights,
+            weights=self._weights,
             tokenizer=self._tokenizer,
             dtype=kv.dtype,
             layers=kv.layers,
@@ -87,7 +96,7 @@ class LiveSpace:
             head_dim=kv.head_dim,
             attention=_attention(config.num_attention_heads, kv.kv_heads),
             rope=_rope(config),
-            lora=lora_digest(self._model),
+            lora=lora.digest(),
             multimodal="none",
             chunk_tokens=self._chunk_tokens,
             hash_scheme=HASH_SCHEME,
@@ -128,6 +137,8 @@ def _reasons_against(model: Any) -> Iterator[str]:
         yield "a multimodal model; image and audio inputs are not in the chain hash"
     if getattr(config, "use_bidirectional_attention", False):
         yield "bidirectional attention; KV depends on later tokens"
+    if torch.is_autocast_enabled(model.device.type):
+        yield "autocast is on, so that the dtype of the KV is not the model's own"
     if model.training:
         yield "in training mode, in which dropout changes KV; call model.eval()"
     if len({tensor.device for tensor in chain(model.parameters(), model.buffers())}) != 1:

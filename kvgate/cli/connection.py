@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 
+from kvgate.cli.address import Address
+from kvgate.cli.terminal import printable
 from kvgate.client.credentials import find_credentials
 from kvgate.client.sync import Client
+from kvgate.client.values import ObjectInfo
+from kvgate.errors import GatewayError
 
 _DEADLINE_S = 30.0
 
@@ -26,3 +30,16 @@ def connect(options: argparse.Namespace) -> Client:
     """A client of the gateway. Raises ConfigError when no key pair or URL can be found."""
     found = find_credentials(url=options.url)
     return Client(found.url, found.access_key, found.secret_key, deadline_s=_DEADLINE_S)
+
+
+def head(client: Client, address: Address) -> ObjectInfo:
+    """What the gateway says of an object.
+
+    Raises GatewayError naming the object when there is none: the answer to HEAD has no room for words.
+    """
+    try:
+        return client.head(address.bucket, address.key)
+    except GatewayError as error:
+        if error.status == 404:
+            raise GatewayError(f"there is no object {printable(str(address))}", status=404, code=error.code) from None
+        raise

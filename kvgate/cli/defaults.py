@@ -12,7 +12,7 @@ from kvgate.cli.machine.memory import free_memory
 from kvgate.config import GiB, MiB, Size
 from kvgate.server.config import GatewayConfig
 
-TENANT, BUCKET = "default", "kv"
+TENANT, BUCKET = "default", "chunks"
 HOST_LEAST, HOST_MOST = 64 * MiB, 32 * GiB
 DISK_LEAST, DISK_MOST = 256 * MiB, 256 * GiB
 

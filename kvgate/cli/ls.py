@@ -18,11 +18,11 @@ the next `/`, as in a folder, unless --recursive is given.
 
 EXAMPLES = """\
 examples:
-  kvgate ls                            every bucket
-  kvgate ls s3://kv/                   what is at the top of the bucket kv
-  kvgate ls s3://kv/kv/                the spaces of its chunks
-  kvgate ls --recursive s3://kv/logs/  every key that begins with logs/
-  kvgate ls --recursive --json s3://kv/ | jq -s 'map(.nbytes) | add'
+  kvgate ls                                every bucket
+  kvgate ls s3://chunks/                   what is at the top of the bucket chunks
+  kvgate ls s3://chunks/kv/                the spaces of its chunks
+  kvgate ls --recursive s3://chunks/logs/  every key that begins with logs/
+  kvgate ls --recursive --json s3://chunks/ | jq -s 'map(.nbytes) | add'
 """
 
 

@@ -28,7 +28,7 @@ _EPILOG = """\
 a first gateway, on this machine only:
   kvgate serve                             prints its URL and a key pair at the first start
   kvgate ls                                buckets
-  kvgate ls s3://kv/                       what is in one
+  kvgate ls s3://chunks/                   what is in one
   kvgate doctor                            is this machine fit for it?
 
 `kvgate VERB --help` shows a verb's options and examples. The documentation is in docs/ of the source.

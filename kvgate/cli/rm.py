@@ -21,10 +21,10 @@ to be computed again. Run it with --dry-run first.
 
 EXAMPLES = """\
 examples:
-  kvgate rm s3://kv/report.txt
-  kvgate rm --recursive --dry-run s3://kv/kv/<space>/   what would go: all chunks of one model
-  kvgate rm --recursive s3://kv/kv/<space>/             let it go
-  kvgate rm --recursive s3://kv/                        empty the bucket
+  kvgate rm s3://chunks/report.txt
+  kvgate rm --recursive --dry-run s3://chunks/kv/<space>/   what would go: all chunks of one model
+  kvgate rm --recursive s3://chunks/kv/<space>/             let it go
+  kvgate rm --recursive s3://chunks/                        empty the bucket
 """
 
 _BATCH = 256
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         if options.recursive:
             entries = client.list(address.bucket, address.key)
         else:
-            entries = iter([Entry(address.key, client.head(address.bucket, address.key).nbytes)])
+            entries = iter([Entry(address.key, connection.head(client, address).nbytes)])
         if options.dry_run:
             objects, nbytes = _show(address.bucket, entries)
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from kvgate.chunk.header import ChunkHeader
@@ -24,10 +25,10 @@ manifest of its space: which tokens, of which model, in which shape. The KV itse
 
 EXAMPLES = """\
 examples:
-  kvgate stat s3://kv/report.txt
-  kvgate stat s3://kv/kv/<space>/<hash>            a chunk
-  kvgate stat s3://kv/kv/<space>/manifest.json     a space
-  kvgate stat --json s3://kv/kv/<space>/<hash> | jq -r .space.model
+  kvgate stat s3://chunks/report.txt
+  kvgate stat s3://chunks/kv/<space>/<hash>            a chunk
+  kvgate stat s3://chunks/kv/<space>/manifest.json     a space
+  kvgate stat --json s3://chunks/kv/<space>/<hash> | jq -r .space.model
 """
 
 _HEADER_NBYTES = 4096
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _facts(client: Client, address: Address) -> dict[str, Any]:
-    info = client.head(address.bucket, address.key)
+    info = connection.head(client, address)
     facts: dict[str, Any] = {
         "bucket": address.bucket,
         "key": address.key,
@@ -78,7 +79,7 @@ def _chunk(client: Client, address: Address, nbytes: int) -> dict[str, Any]:
     header = decode_header(prefix or b"", nbytes)
     chunk = ChunkHeader.from_metadata(header.metadata)
     tensors = {name: {"dtype": info.dtype, "shape": list(info.shape)} for name, info in header.tensors.items()}
-    return {"chunk": chunk.metadata() | {"data_start": header.data_start}, "tensors": tensors}
+    return {"chunk": asdict(chunk) | {"data_start": header.data_start}, "tensors": tensors}
 
 
 def _space(client: Client, bucket: str, space: str) -> dict[str, Any] | None:

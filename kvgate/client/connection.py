@@ -91,3 +91,6 @@ class _Stream(io.BufferedReader):
 
     def close(self) -> None:
         """Keep the wire open: http.client closes its stream at the end of each response."""
+
+    def flush(self) -> None:
+        """Nothing to do, also once the wire is closed: a response that is collected later flushes its stream."""

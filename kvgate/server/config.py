@@ -8,8 +8,9 @@ from typing import Any
 
 from kvgate import config, plugins
 from kvgate.auth.tenants import TenantConfig
+from kvgate.chunk.key import check_bucket
 from kvgate.config import KiB, Seconds, Size, option
-from kvgate.errors import ConfigError
+from kvgate.errors import ConfigError, InvalidBucketName
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.store.config import StoreConfig
 
@@ -58,6 +59,12 @@ class GatewayConfig:
     def __post_init__(self) -> None:
         if not self.tenants:
             raise ConfigError("tenants: expected at least one")
+        for name, tenant in self.tenants.items():
+            for bucket in tenant.buckets:
+                try:
+                    check_bucket(bucket)
+                except InvalidBucketName as error:
+                    raise ConfigError(f"tenants.{name}.buckets: {error}") from None
         self.tier_options()
 
     def tier_options(self) -> list[tuple[Any, Any]]:

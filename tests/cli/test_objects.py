@@ -123,7 +123,7 @@ def test_stat_of_a_chunk_says_which_tokens_of_which_model(
 ) -> None:
     facts = json.loads(kvgate("stat", "--json", f"s3://{BUCKET}/{chunk}", env=alpha).stdout)
     assert facts["chunk"]["hash"] == chunk.hash
-    assert (facts["chunk"]["first_token"], facts["chunk"]["tokens"]) == ("4", "4")
+    assert (facts["chunk"]["first_token"], facts["chunk"]["tokens"]) == (4, 4)
     assert facts["chunk"]["data_start"] == 4096
     assert facts["tensors"] == {"kv": {"dtype": "BF16", "shape": [3, 2, 4, 4, 8]}}
     assert facts["space"] == SPACE.manifest()
@@ -140,9 +140,7 @@ def test_stat_of_a_manifest_says_what_the_space_is(kvgate: Kvgate, alpha: dict[s
 @pytest.mark.parametrize("key", ["stat/none", "kv/" + "0" * 64 + "/" + "1" * 64])
 def test_stat_of_nothing_fails_in_one_line(kvgate: Kvgate, alpha: dict[str, str], key: str) -> None:
     answer = kvgate("stat", f"s3://{BUCKET}/{key}", env=alpha)
-    assert answer.returncode == 1
-    assert answer.stderr.startswith("kvgate: ")
-    assert answer.stderr.count("\n") == 1
+    assert (answer.returncode, answer.stderr) == (1, f"kvgate: there is no object s3://{BUCKET}/{key}\n")
 
 
 def test_stat_of_a_key_that_kvgate_refuses_fails_in_one_line(kvgate: Kvgate, alpha: dict[str, str]) -> None:
@@ -168,8 +166,7 @@ def test_rm_deletes_one_object_and_not_what_begins_alike(kvgate: Kvgate, alpha: 
 
 def test_rm_of_nothing_fails_in_one_line(kvgate: Kvgate, alpha: dict[str, str]) -> None:
     answer = kvgate("rm", f"s3://{BUCKET}/rm/none", env=alpha)
-    assert answer.returncode == 1
-    assert answer.stderr.count("\n") == 1
+    assert (answer.returncode, answer.stderr) == (1, f"kvgate: there is no object s3://{BUCKET}/rm/none\n")
 
 
 def test_rm_deletes_everything_under_a_prefix_even_if_it_takes_long(

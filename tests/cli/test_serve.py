@@ -69,7 +69,7 @@ def test_without_a_configuration_the_other_verbs_find_the_gateway_and_its_bucket
     process = serve("--port", free_port())
     answer = kvgate("ls")
     assert (answer.returncode, answer.stderr) == (0, "")
-    assert answer.stdout.endswith("  s3://kv/\n")
+    assert answer.stdout.endswith("  s3://chunks/\n")
     assert stop(process) == 0
     answer = kvgate("ls")
     assert answer.returncode == 1
@@ -89,7 +89,7 @@ def test_objects_and_the_key_pair_survive_a_restart_on_another_port(
     serve("--port", port)
     after = yaml.safe_load(credentials.read_text())
     assert after == before | {"url": f"http://127.0.0.1:{port}"}
-    assert kvgate("ls").stdout.endswith("  s3://kv/\n")
+    assert kvgate("ls").stdout.endswith("  s3://chunks/\n")
 
 
 def test_a_new_key_pair_is_shown_once_to_a_person_and_never_to_a_log(serve: Serve, tmp_path: Path) -> None:

@@ -80,16 +80,19 @@ def test_flush_gives_up_in_time() -> None:
         store.close(5)
 
 
-def test_close_drops_what_has_not_begun_and_takes_no_more() -> None:
+def test_close_drops_what_is_left_and_takes_no_more() -> None:
     ledger = Ledger()
     with Silent() as server:
-        store = store_to(server.url, ledger, put_deadline_s=3.0)
+        store = store_to(server.url, ledger, put_deadline_s=1.0)
         for _ in range(3):
             store.submit(new_chunks(303))
         store.close(0.1)
         assert not store.submit(new_chunks(303))
-        assert ledger.totals().dropped_chunks["closed"] == 3 * CHUNKS
-        store.close(10)
+        assert store.flush(5)
+        store.close(0.1)
+    assert ledger.totals().failed_chunks == {"DeadlineExceeded": 1}
+    assert ledger.totals().dropped_chunks["closed"] == 3 * CHUNKS
+    assert sum(ledger.totals().dropped_chunks.values()) == 4 * CHUNKS - 1
 
 
 def test_a_gateway_that_lost_the_manifest_gets_it_again(gateway: RunningGateway) -> None:
@@ -133,11 +136,27 @@ def test_the_engine_does_not_wait_for_a_slow_gateway(gateway: RunningGateway) ->
         return piece
 
     ledger = Ledger()
+    job = new_chunks(307)
     with Proxy(gateway.port, slowly) as proxy:
         store = store_to(proxy.url, ledger)
         start_s = time.monotonic()
-        store.submit(new_chunks(307))
+        store.submit(job)
         assert time.monotonic() - start_s < 0.1
         assert store.flush(20)
         store.close(1)
+    assert ledger.totals().stored_chunks == CHUNKS
+
+
+def test_a_defect_does_not_end_the_thread(gateway: RunningGateway, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger()
+    store = store_to(gateway.url, ledger)
+    broken = new_chunks(308)
+    broken.layers[0][0].resize_(0)
+    store.submit(broken)
+    store.submit(new_chunks(309))
+    assert store.flush(20)
+    store.close(1)
+    assert "new chunks are not stored" in caplog.text
+    assert ledger.totals().failed_chunks.total() == 1
+    assert ledger.totals().dropped_chunks == {"defect": CHUNKS - 1}
     assert ledger.totals().stored_chunks == CHUNKS

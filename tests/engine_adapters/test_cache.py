@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from engine_adapters.transformers import KVGateCache
 from kvgate.client.sync import Client
@@ -231,6 +231,8 @@ def test_the_callers_stopping_criteria_and_streamer_are_heard(gateway: RunningGa
         {"pixel_values": torch.zeros(1, 3, 8, 8)},
         {"position_ids": torch.zeros(1, 4)},
         {"prompt_lookup_num_tokens": 3},
+        {"assistant_model": tiny_model()},
+        {"token_healing": True},
     ],
     ids=lambda options: next(iter(options)),
 )
@@ -244,8 +246,12 @@ def test_options_that_the_chain_hash_does_not_cover_are_refused(
 def test_a_refusal_can_come_from_the_models_own_defaults(gateway: RunningGateway) -> None:
     model = tiny_model(seed=114)
     model.generation_config.num_beams = 4
-    with cache_for(model, gateway) as cache, pytest.raises(UnsupportedModel, match="num_beams=4"):
-        cache.generate([1, 2, 3], max_new_tokens=2)
+    with cache_for(model, gateway) as cache:
+        with pytest.raises(UnsupportedModel, match="num_beams=4"):
+            cache.generate([1, 2, 3], max_new_tokens=2)
+        with pytest.raises(UnsupportedModel, match="num_beams=4"):
+            cache.generate([1, 2, 3], generation_config=GenerationConfig(max_new_tokens=2))
+        assert cache.generate([1, 2, 3], max_new_tokens=2, num_beams=1).token_ids
 
 
 def client(gateway: RunningGateway) -> Client:

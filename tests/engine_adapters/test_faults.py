@@ -184,6 +184,31 @@ class Swapping:
         return len(hashes)
 
 
+def test_a_defect_in_the_loading_costs_the_kv_and_not_the_request(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when the accelerator has no room left for the last layer."""
+    tokens = prompt(210, 2 * CHUNK_TOKENS + 1)
+    model = stored(gateway, 210, tokens)
+    real, calls = torch.Tensor.clone, 0
+
+    def clone(tensor: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise torch.OutOfMemoryError
+        return real(tensor, **options)
+
+    with cache_for(model, gateway.url, load_deadline_s=10.0) as cache:
+        monkeypatch.setattr(torch.Tensor, "clone", clone)
+        result = cache.prefill(tokens)
+        monkeypatch.undo()
+        assert result.stats.reused_tokens == 0
+        assert result.stats.miss == "defect: OutOfMemoryError"
+        torch.testing.assert_close(result.logits, model(input_ids=torch.tensor([tokens])).logits[0, -1])
+    assert "the load of a prefix failed" in caplog.text
+
+
 def test_a_gateway_that_comes_back_is_used_again(start_gateway: Callable[..., RunningGateway]) -> None:
     gateway = start_gateway()
     tokens = prompt(208, 4 * CHUNK_TOKENS + 1)

@@ -10,9 +10,11 @@ import pytest
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
+from engine_adapters.transformers import KVGateCache
 from engine_adapters.transformers.space import LiveSpace
 from kvgate.errors import UnsupportedModel
-from tests.engine_adapters.tiny import tiny_model, tiny_tokenizer
+from tests.engine_adapters.tiny import CHUNK_TOKENS, greedy, prompt, tiny_model, tiny_tokenizer
+from tests.gateways import ALPHA, RunningGateway
 
 pytestmark = [
     pytest.mark.engine,
@@ -67,6 +69,19 @@ def test_a_live_space_follows_the_active_adapter() -> None:
     assert space.now() not in (first, second)
 
 
+def test_an_adapter_that_takes_the_place_of_a_deleted_one_is_another() -> None:
+    model = with_adapter()
+    space = live(model)
+    spaces = {space.now().id}
+    for seed in range(10, 20):
+        model.delete_adapter("default")
+        torch.manual_seed(seed)
+        model.add_adapter("default", lora())
+        model.set_adapter("default")
+        spaces.add(space.now().id)
+    assert len(spaces) == 11
+
+
 def test_an_adapter_merged_into_the_weights_is_refused() -> None:
     model = with_adapter()
     space = live(model)
@@ -74,6 +89,28 @@ def test_an_adapter_merged_into_the_weights_is_refused() -> None:
     with pytest.raises(UnsupportedModel, match="merged"):
         space.now()
     model.unmerge_adapter()
+
+
+def test_an_adapter_does_not_get_the_kv_of_the_model_without_it(gateway: RunningGateway) -> None:
+    model, tokens = with_adapter(seed=20), prompt(20, 4 * CHUNK_TOKENS + 1)
+    with KVGateCache(
+        model,
+        tiny_tokenizer(),
+        url=gateway.url,
+        bucket="alpha-bucket",
+        access_key=ALPHA.access_key,
+        secret_key=ALPHA.secret_key,
+        chunk_tokens=CHUNK_TOKENS,
+        load_deadline_s=10.0,
+    ) as cache:
+        with model.disable_adapter():
+            cache.generate(tokens, max_new_tokens=1, do_sample=False)
+            assert cache.flush(20)
+        for reused in (0, 4 * CHUNK_TOKENS):
+            result = cache.generate(tokens, max_new_tokens=4, do_sample=False)
+            assert cache.flush(20)
+            assert result.stats.reused_tokens == reused
+            assert result.token_ids == greedy(model, tokens, 4)
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,19 @@ def test_a_live_space_follows_the_weights(change: str) -> None:
     assert live.now().difference(before) == ["weights"]
 
 
+def test_an_address_that_is_used_again_is_not_the_same_weight() -> None:
+    """Tensors that are made anew, as when a checkpoint replaces another, often come to lie where others were freed."""
+    model = tiny_model()
+    live = LiveSpace(model, tiny_tokenizer())
+    norm = model.model.norm
+    spaces = {live.now().id}
+    for value in range(2, 51):
+        norm.weight = None
+        norm.weight = torch.nn.Parameter(torch.full((64,), float(value)))
+        spaces.add(live.now().id)
+    assert len(spaces) == 50
+
+
 def test_a_live_space_notices_what_cannot_be_named_any_more() -> None:
     model = tiny_model()
     live = LiveSpace(model, tiny_tokenizer())
