@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -63,8 +62,6 @@ async def running(config: GatewayConfig) -> AsyncIterator[Addresses]:
         store = await stack.enter_async_context(
             open_store(memory, lower, tenants, config=config.store, metrics=metrics, catalog=catalog)
         )
-        gc.collect()
-        gc.freeze()  # what was loaded stays; the collector need not look at it again
         s3 = S3(store, authenticator, config.listen.region)
         kvapi = KVApi(store, authenticator, config.kvapi)
 

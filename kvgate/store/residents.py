@@ -16,15 +16,11 @@ from collections.abc import Callable, Iterator
 from kvgate.store.eviction.base import EvictionPolicy
 from kvgate.store.index import Entry
 
-_AGE_BITS = 17  # 131 s in ms: what is written in that time is sorted only when its turn comes
+AGE_CLASS_BITS = 17
+"""An age class is an mtime in ms without these bits: 131 s, whose objects are sorted only when their turn comes."""
 
 Cold = defaultdict[int, list[Entry]]
-"""Entries by `age_class` of their records."""
-
-
-def age_class(mtime_ms: int) -> int:
-    """Records of one class were written within two minutes or so; a lower class is older."""
-    return mtime_ms >> _AGE_BITS
+"""Entries by their age class; a lower one is older."""
 
 
 class Residents:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from kvgate.store.index import Entry, Index
 from kvgate.store.quota import Quota
-from kvgate.store.residents import Cold, Residents, age_class
+from kvgate.store.residents import AGE_CLASS_BITS, Cold, Residents
 from kvgate.tiers.base import Copy, Record
 
 
@@ -25,12 +25,12 @@ class Survivors:
     def add(self, rank: int, batch: Iterable[tuple[Record, Copy]]) -> None:
         """Note copies in the tier of this rank. Where two tiers hold different versions, the faster tier's counts."""
         before, after = (None,) * rank, (None,) * (self._tiers - rank - 1)
-        place: tuple[str, str] | None = None
+        tenant = bucket = None
         for record, copy in batch:
-            if record[:2] != place:
-                place = record[:2]
-                entries = self._entries.setdefault(place, {})
-                cold = self._cold[rank, record.tenant]
+            if record.bucket is not bucket or record.tenant is not tenant:
+                tenant, bucket = record.tenant, record.bucket
+                entries = self._entries.setdefault((tenant, bucket), {})
+                cold = self._cold[rank, tenant]
             key = record.key
             entry = entries.get(key)
             if entry is None:
@@ -42,7 +42,7 @@ class Survivors:
                 entry.set_copy(rank, copy)
             else:
                 continue
-            cold[age_class(record.mtime_ms)].append(entry)
+            cold[record.mtime_ms >> AGE_CLASS_BITS].append(entry)
 
     def install(self, index: Index, quota: Quota, residents: tuple[Residents, ...]) -> None:
         """Make everything visible."""

@@ -94,7 +94,10 @@ class Tier(Protocol):
     name: str
 
     async def start(self, found: Callable[[Iterable[tuple[Record, Copy]]], None]) -> None:
-        """Open the tier and report, in one or more batches, every published copy that survived."""
+        """Open the tier and report, in one or more batches, every published copy that survived.
+
+        `found` may be called in another thread, but for one batch at a time, and not after `start` has returned.
+        """
 
     async def close(self) -> None:
         """Release everything that is open; what was published survives if the tier is of the kind that survives."""

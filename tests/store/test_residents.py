@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from kvgate.store.eviction.lru import LRU
 from kvgate.store.index import Entry
-from kvgate.store.residents import Cold, Residents, age_class
+from kvgate.store.residents import AGE_CLASS_BITS, Cold, Residents
 from kvgate.tiers.base import Record
 
 
@@ -57,7 +57,7 @@ def test_survivors_go_by_age_and_before_all_that_has_been_used(ages_ms: list[int
     entries = [entry(str(age), mtime_ms=age) for age in ages_ms]
     cold: Cold = defaultdict(list)
     for each in entries:
-        cold[age_class(each.record.mtime_ms)].append(each)
+        cold[each.record.mtime_ms >> AGE_CLASS_BITS].append(each)
     residents = Residents(0, LRU)
     residents.load("t", cold, len(entries), len(entries))
     used = data.draw(st.lists(st.sampled_from(entries), unique=True)) if entries else []
