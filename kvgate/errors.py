@@ -124,6 +124,22 @@ class Overloaded(KVGateError):
     """A bounded queue is full; the caller should slow down and try again."""
 
 
+class NoSuchUpload(KVGateError):
+    """A multipart upload that does not exist, has ended, or is for another tenant, bucket or key."""
+
+
+class InvalidPart(KVGateError):
+    """A part that an upload was to be completed with, and that is not there or is not the one that was meant."""
+
+
+class InvalidPartOrder(KVGateError):
+    """The parts that an upload was to be completed with do not ascend."""
+
+
+class PartTooSmall(KVGateError):
+    """A part under the configured minimum that is not the last one."""
+
+
 class NoSuchLease(KVGateError):
     """A lease that does not exist, has ended, or belongs to another tenant."""
 

@@ -15,6 +15,8 @@ from kvgate.errors import InvalidBucketName, InvalidKey, KeyTooLong
 
 MAX_KEY_NBYTES = 1024
 KV_PREFIX = "kv/"
+RESERVED_PREFIX = "_"
+"""Buckets whose names begin so are the store's own: no client can name them."""
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _KV_KEY = re.compile(r"kv/([0-9a-f]{64})/(?:([0-9a-f]{64})|manifest\.json)")
@@ -93,7 +95,7 @@ def check_bucket(name: str) -> None:
 
     https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html
     """
-    if name.startswith("_"):
+    if name.startswith(RESERVED_PREFIX):
         raise InvalidBucketName(f"bucket names that begin with '_' are reserved for kvgate itself; got {name[:64]!r}")
     if not _BUCKET.fullmatch(name):
         raise InvalidBucketName(

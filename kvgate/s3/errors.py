@@ -55,6 +55,11 @@ TABLE: dict[type[BaseException], Row] = {
     errors.BucketNotEmpty: Row("BucketNotEmpty", 409),
     errors.TooManyBuckets: Row("TooManyBuckets", 400),
     errors.NoSuchKey: Row("NoSuchKey", 404),
+    # multipart uploads
+    errors.NoSuchUpload: Row("NoSuchUpload", 404),
+    errors.InvalidPart: Row("InvalidPart", 400),
+    errors.InvalidPartOrder: Row("InvalidPartOrder", 400),
+    errors.PartTooSmall: Row("EntityTooSmall", 400),
     # chunks: codes of our own, since S3 has no verified keys
     errors.InvalidManifest: Row("InvalidManifest", 400),
     errors.InvalidChunk: Row("InvalidChunk", 400),

@@ -74,11 +74,11 @@ def description(record: Record, *, unchanged: bool = False) -> dict[str, str]:
 
 
 def checksum_headers(record: Record) -> dict[str, str]:
-    """The checksum that the object's writer sent, or the store's crc64nvme; of the whole object."""
+    """The checksum that the object's writer sent, or the store's crc64nvme, and what it was taken of."""
     sent = {name: value for name, value in record.attributes.items() if name.startswith(HEADER_PREFIX)}
-    return (sent or {"x-amz-checksum-crc64nvme": encode_crc64nvme(record.crc64nvme)}) | {
-        "x-amz-checksum-type": "FULL_OBJECT"
-    }
+    return {"x-amz-checksum-type": "FULL_OBJECT"} | (
+        sent or {"x-amz-checksum-crc64nvme": encode_crc64nvme(record.crc64nvme)}
+    )
 
 
 def http_date(mtime_ms: int) -> str:

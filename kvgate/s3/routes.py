@@ -13,7 +13,10 @@ from kvgate.errors import AccessDenied, MethodNotAllowed, UnsupportedOperation
 from kvgate.messages import Headers
 from kvgate.s3.call import Call
 from kvgate.s3.operations import (
+    abort_multipart_upload,
+    complete_multipart_upload,
     create_bucket,
+    create_multipart_upload,
     delete_bucket,
     delete_object,
     delete_objects,
@@ -22,9 +25,12 @@ from kvgate.s3.operations import (
     head_bucket,
     head_object,
     list_buckets,
+    list_multipart_uploads,
     list_objects,
     list_objects_v2,
+    list_parts,
     put_object,
+    upload_part,
 )
 from kvgate.s3.operations.base import Operation
 
@@ -45,11 +51,17 @@ ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {
     ("GET", Resource.BUCKET, ""): list_objects.operation,
     ("GET", Resource.BUCKET, "list-type"): list_objects_v2.operation,
     ("GET", Resource.BUCKET, "location"): get_bucket_location.operation,
+    ("GET", Resource.BUCKET, "uploads"): list_multipart_uploads.operation,
     ("POST", Resource.BUCKET, "delete"): delete_objects.operation,
     ("PUT", Resource.OBJECT, ""): put_object.operation,
     ("GET", Resource.OBJECT, ""): get_object.operation,
     ("HEAD", Resource.OBJECT, ""): head_object.operation,
     ("DELETE", Resource.OBJECT, ""): delete_object.operation,
+    ("POST", Resource.OBJECT, "uploads"): create_multipart_upload.operation,
+    ("PUT", Resource.OBJECT, "uploadId"): upload_part.operation,
+    ("GET", Resource.OBJECT, "uploadId"): list_parts.operation,
+    ("POST", Resource.OBJECT, "uploadId"): complete_multipart_upload.operation,
+    ("DELETE", Resource.OBJECT, "uploadId"): abort_multipart_upload.operation,
 }
 
 _SUBRESOURCES = {

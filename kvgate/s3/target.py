@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
-from kvgate.chunk.key import MAX_KEY_NBYTES
+from kvgate.chunk.key import MAX_KEY_NBYTES, RESERVED_PREFIX, check_bucket
 from kvgate.errors import InvalidArgument, InvalidBucketName, InvalidKey, InvalidRequest, KeyTooLong
 
 MAX_PARAMETERS = 64
@@ -41,6 +41,8 @@ def parse_target(raw_path: str, raw_query: str) -> Target:
         raise InvalidBucketName(f"the bucket name in the path {error}") from None
     if raw_key and not bucket:
         raise InvalidBucketName("the path has an empty bucket name")
+    if bucket.startswith(RESERVED_PREFIX):
+        check_bucket(bucket)
     try:
         key = _decode(raw_key)
     except ValueError as error:

@@ -54,12 +54,12 @@ def _render(children: Children) -> str:
     return "".join(parts)
 
 
-def parse(body: bytes, root: str) -> ET.Element:
+def parse(body: bytes, root: str, max_elements: int = MAX_ELEMENTS) -> ET.Element:
     """The root element of a document, namespaces dropped from every tag.
 
-    Raises MalformedXML: not well-formed, a DTD, another root, over MAX_ELEMENTS elements or MAX_DEPTH levels.
+    Raises MalformedXML: not well-formed, a DTD, another root, over `max_elements` or MAX_DEPTH levels.
     """
-    parser = DefusedXMLParser(target=_BoundedBuilder(), forbid_dtd=True)
+    parser = DefusedXMLParser(target=_BoundedBuilder(max_elements), forbid_dtd=True)
     try:
         parser.feed(body)
         element: ET.Element = parser.close()
@@ -73,16 +73,17 @@ def parse(body: bytes, root: str) -> ET.Element:
 
 
 class _BoundedBuilder(ET.TreeBuilder):
-    def __init__(self) -> None:
+    def __init__(self, max_elements: int) -> None:
         super().__init__()
+        self._max_elements = max_elements
         self._count = 0
         self._depth = 0
 
     def start(self, tag: str, attrs: dict[Any, Any], /) -> ET.Element:
         self._count += 1
         self._depth += 1
-        if self._count > MAX_ELEMENTS or self._depth > MAX_DEPTH:
-            raise MalformedXML(f"the XML has over {MAX_ELEMENTS} elements or {MAX_DEPTH} levels")
+        if self._count > self._max_elements or self._depth > MAX_DEPTH:
+            raise MalformedXML(f"the XML has over {self._max_elements} elements or {MAX_DEPTH} levels")
         return super().start(tag.rpartition("}")[2], {})
 
     def end(self, tag: str, /) -> ET.Element:

@@ -27,6 +27,14 @@ class StoreConfig:
         default=Seconds(2.0),
         help="how long a request waits for memory while objects are being written to disk, before it gets 503 SlowDown",
     )
+    min_part: Size = option(
+        default=Size(5 * MiB),
+        help="bytes that each part of a multipart upload must have but the last; S3 clients send at least 5MiB",
+    )
+    upload_ttl: Seconds = option(
+        default=Seconds(7 * 86400.0),
+        help="how long a multipart upload may stay unfinished before it and its parts are deleted",
+    )
     max_lease: Seconds = option(default=Seconds(300.0), help="the longest lease that a client can get")
     max_leases: int = option(default=100_000, help="how many leases can be open at the same time")
 

@@ -1,5 +1,8 @@
 """The index: every visible object, where its copies lie, and the buckets that hold them.
 
+Buckets whose names begin with RESERVED_PREFIX are the store's own. They hold objects like any other, and are not among
+the buckets that clients see.
+
 Invariants
 1. An entry is in the index exactly while it is visible: `current` is true.
 2. An entry that is in the index has at least one copy.
@@ -14,6 +17,7 @@ from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
 
+from kvgate.chunk.key import RESERVED_PREFIX
 from kvgate.errors import NoSuchBucket
 from kvgate.tiers.base import Copy, Record
 
@@ -91,19 +95,23 @@ class Index:
         return [
             Bucket(name, created_ms)
             for (owner, name), created_ms in sorted(self._created_ms.items())
-            if owner == tenant
+            if owner == tenant and not name.startswith(RESERVED_PREFIX)
         ]
 
     def bucket(self, tenant: str, bucket: str) -> Bucket:
-        """One bucket. Raises NoSuchBucket."""
-        try:
-            return Bucket(bucket, self._created_ms[tenant, bucket])
-        except KeyError:
-            raise NoSuchBucket(f"there is no bucket {bucket!r}") from None
+        """One bucket that clients see. Raises NoSuchBucket."""
+        created_ms = self._created_ms.get((tenant, bucket))
+        if created_ms is None or bucket.startswith(RESERVED_PREFIX):
+            raise NoSuchBucket(f"there is no bucket {bucket!r}")
+        return Bucket(bucket, created_ms)
 
     def all_buckets(self) -> dict[tuple[str, str], int]:
-        """Every (tenant, bucket) and when it was made, in ms since the epoch."""
-        return dict(self._created_ms)
+        """Every (tenant, bucket) that clients see and when it was made, in ms since the epoch."""
+        return {place: ms for place, ms in self._created_ms.items() if not place[1].startswith(RESERVED_PREFIX)}
+
+    def owners(self, bucket: str) -> list[str]:
+        """The tenants that have a bucket of this name."""
+        return [owner for owner, name in self._created_ms if name == bucket]
 
     # --- objects ------------------------------------------------------------------------------------------------------
 

@@ -150,11 +150,14 @@ class Placement:
             self._let_go(entry)
 
     def supersede(self, entry: Entry, old: Entry) -> None:
-        """Let the copies of `old` go, which `entry` has replaced, as soon as they are not needed any more."""
+        """Let the copies of `old` go, whose place `entry` has taken, as soon as they are not needed any more.
+
+        One entry may take the place of many: of the last version of its key, and of the parts that it was made from.
+        """
         self._dirty.pop(old, None)
         olds = [*self._superseded.pop(old, ()), old]
         if self.lower_ranks and not entry.settled:
-            self._superseded[entry] = olds
+            self._superseded.setdefault(entry, []).extend(olds)
             self._awaited.update(olds)
             if old.leases == 0:
                 self.drop_copy(old, MEMORY)

@@ -3,6 +3,8 @@
 Lookup, quota, eviction and placement are decided synchronously on the event loop; the I/O that follows a decision never
 holds up another request. A name means something only together with its tenant: nothing here can be reached from one
 tenant's credential that belongs to another's.
+
+`Store.multipart` holds what is uploaded in parts.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from kvgate.store.catalog import Catalog
 from kvgate.store.config import StoreConfig
 from kvgate.store.index import Bucket, Entry, Index, Listing
 from kvgate.store.leases import LeaseTable
+from kvgate.store.multipart import Multipart
 from kvgate.store.placement import Placement
 from kvgate.store.quota import Quota
 from kvgate.store.read import Read
@@ -106,6 +109,16 @@ class Store:
         self._placement = Placement(memory, lower, self._index, self._quota, policy, metrics)
         self._leases = LeaseTable(config.max_leases, clock, self._placement.lease, self._placement.unlease)
         self._matched: dict[str, tuple[int, int]] = {}
+        self.multipart = Multipart(
+            placement=self._placement,
+            index=self._index,
+            quota=self._quota,
+            metrics=metrics,
+            config=config,
+            open_write=self._open_write,
+            take_quota=self._take_quota,
+            find_space=self._space,
+        )
         self._catalog_thread = ThreadPoolExecutor(1, thread_name_prefix="kvgate-catalog")  # one, so in order
 
     # --- buckets ------------------------------------------------------------------------------------------------------
@@ -133,11 +146,14 @@ class Store:
         return True
 
     async def delete_bucket(self, tenant: str, bucket: str) -> None:
-        """Delete an empty bucket. Raises NoSuchBucket, BucketNotEmpty."""
+        """Delete an empty bucket, and the multipart uploads into it. Raises NoSuchBucket, BucketNotEmpty."""
         if self._index.objects(tenant, bucket):
             raise BucketNotEmpty(f"bucket {bucket!r} still holds objects; delete them first")
+        uploads = self.multipart.uploads(tenant, bucket)
         self._index.remove_bucket(tenant, bucket)
         await self._save_catalog()
+        for upload in uploads:
+            await self.multipart.abort(upload)
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -164,23 +180,8 @@ class Store:
         """
         self._index.bucket(tenant.name, bucket)
         kind = parse_any_key(key)
-        space = await self._space(tenant.name, bucket, kind.space) if isinstance(kind, ChunkKey) else None
-        write = Write(
-            tenant=tenant,
-            bucket=bucket,
-            key=key,
-            kind=kind,
-            space=space,
-            nbytes=nbytes,
-            placement=self._placement,
-            index=self._index,
-            quota=self._quota,
-            spaces=self._spaces,
-            config=self._config,
-            take_quota=lambda more: self._take_quota(tenant, more, evict=isinstance(kind, ChunkKey)),
-        )
-        await write.open()
-        return write
+        take_quota = partial(self._take_quota, tenant, evict=isinstance(kind, ChunkKey))
+        return await self._open_write(tenant, bucket, key, kind, nbytes, take_quota)
 
     async def delete(self, tenant: str, bucket: str, key: str, precondition: Precondition | None = None) -> bool:
         """Delete an object, so that it is gone after a restart too; False when it was not there.
@@ -209,6 +210,7 @@ class Store:
         space: 64 hex digits; one that is not known matches nothing
         lease_s: bounded by `store.max_lease`
         """
+        self._index.bucket(tenant, bucket)
         objects = self._index.objects(tenant, bucket)
         prefix = f"kv/{space}/"
         entries: list[Entry] = []
@@ -280,7 +282,9 @@ class Store:
             for rank, tier in enumerate(self._placement.tiers):
                 await tier.start(partial(survivors.add, rank))
             survivors.install(self._index, self._quota, self._placement.residents)
+            self.multipart.load()
         finally:
+            gc.freeze()  # nor need it be looked at later
             gc.enable()
         logger.info("store: open after %.2f s", time.monotonic() - began)
 
@@ -303,6 +307,38 @@ class Store:
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
             self._leases.expire()
+            self.multipart.expire()
+
+    async def _open_write(
+        self,
+        tenant: Tenant,
+        bucket: str,
+        key: str,
+        kind: ChunkKey | ManifestKey | None,
+        nbytes: int | None,
+        take_quota: Callable[[int], None],
+        *,
+        pinned: bool = False,
+    ) -> Write:
+        """An upload to a key that names `kind`; `take_quota` counts its bytes. Raises what `open_write` names."""
+        space = await self._space(tenant.name, bucket, kind.space) if isinstance(kind, ChunkKey) else None
+        write = Write(
+            tenant=tenant,
+            bucket=bucket,
+            key=key,
+            kind=kind,
+            space=space,
+            nbytes=nbytes,
+            placement=self._placement,
+            index=self._index,
+            quota=self._quota,
+            spaces=self._spaces,
+            config=self._config,
+            take_quota=take_quota,
+            pinned=pinned,
+        )
+        await write.open()
+        return write
 
     def _entry(self, tenant: str, bucket: str, key: str) -> Entry:
         entry = self._index.get(tenant, bucket, key)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import boto3
+import pytest
 from botocore.config import Config
+from botocore.exceptions import ClientError
 
 from tests.gateways import ALPHA, Credential, RunningGateway
 
@@ -20,3 +23,11 @@ def s3_client(gateway: RunningGateway, credential: Credential = ALPHA, **options
         aws_secret_access_key=credential.secret_key,
         config=Config(retries={"total_max_attempts": 1}, **options),
     )
+
+
+def refused(call: Callable[..., Any], **arguments: Any) -> tuple[str, int]:
+    """The code and status of the error that a call gives."""
+    with pytest.raises(ClientError) as caught:
+        call(**arguments)
+    answer = caught.value.response
+    return answer["Error"]["Code"], answer["ResponseMetadata"]["HTTPStatusCode"]

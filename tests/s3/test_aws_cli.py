@@ -59,17 +59,31 @@ def test_a_large_object_comes_down_in_ranges(aws: Aws, tmp_path: Path) -> None:
     assert back.read_bytes() == source.read_bytes()
 
 
+def test_a_large_file_goes_up_in_parts(aws: Aws, tmp_path: Path) -> None:
+    source, back = tmp_path / "source", tmp_path / "back"
+    source.write_bytes(os.urandom(20 << 20))
+    aws("s3", "cp", str(source), "s3://alpha-bucket/cli-parts")
+    aws("s3", "cp", "s3://alpha-bucket/cli-parts", str(back))
+    assert back.read_bytes() == source.read_bytes()
+    head = json.loads(
+        aws("s3api", "head-object", "--bucket", "alpha-bucket", "--key", "cli-parts", "--checksum-mode", "ENABLED")
+    )
+    assert (head["ContentLength"], head["ChecksumType"]) == (20 << 20, "COMPOSITE")
+
+
 def test_folders_are_synchronised_and_removed(aws: Aws, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     for name in ("a", "b/c", "b/d e"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(name)
+    (folder / "large").write_bytes(os.urandom(20 << 20))
     aws("s3", "mb", "s3://cli-bucket")
     aws("s3", "sync", str(folder), "s3://cli-bucket/x")
     assert aws("s3", "sync", str(folder), "s3://cli-bucket/x") == ""
     aws("s3", "sync", "s3://cli-bucket/x", str(tmp_path / "back"))
     assert (tmp_path / "back/b/d e").read_text() == "b/d e"
-    assert aws("s3", "ls", "--recursive", "s3://cli-bucket").count("\n") == 3
+    assert (tmp_path / "back/large").read_bytes() == (folder / "large").read_bytes()
+    assert aws("s3", "ls", "--recursive", "s3://cli-bucket").count("\n") == 4
     aws("s3", "rb", "--force", "s3://cli-bucket")
     assert "cli-bucket" not in aws("s3", "ls")
 

@@ -25,9 +25,9 @@ from tests.gateways import ALPHA, RunningGateway
 Crt = tuple[Callable[..., None], Callable[..., bytes]]
 
 
-@pytest.fixture(scope="module")
-def crt(gateway: RunningGateway) -> Crt:
-    """Put a file, and get an object."""
+@pytest.fixture(scope="module", params=[1 << 30, 8 << 20], ids=["at once", "in parts"])
+def crt(gateway: RunningGateway, request: pytest.FixtureRequest) -> Crt:
+    """Put a file, and get an object; files longer than the parameter go up in parts."""
     credentials = AwsCredentialsProvider.new_static(ALPHA.access_key, ALPHA.secret_key)
     group = EventLoopGroup(1)
     client = S3Client(
@@ -36,7 +36,7 @@ def crt(gateway: RunningGateway) -> Crt:
         tls_mode=S3RequestTlsMode.DISABLED,
         signing_config=create_default_s3_signing_config(region="us-east-1", credential_provider=credentials),
         part_size=8 << 20,
-        multipart_upload_threshold=1 << 30,
+        multipart_upload_threshold=request.param,
         throughput_target_gbps=10,
     )
     host = f"127.0.0.1:{gateway.port}"

@@ -40,6 +40,16 @@ def call(method: str, target: str, **headers: str) -> Call:
         ("GET", "/b/k?X-Amz-Algorithm=a&X-Amz-Signature=b&X-Amz-Expires=1&x-amz-checksum-mode=ENABLED", "GetObject"),
         ("HEAD", "/b/k", "HeadObject"),
         ("DELETE", "/b/k", "DeleteObject"),
+        ("POST", "/b/k?uploads", "CreateMultipartUpload"),
+        ("PUT", "/b/k?partNumber=1&uploadId=x", "UploadPart"),
+        ("GET", "/b/k?uploadId=x&max-parts=5&part-number-marker=3&x-id=ListParts", "ListParts"),
+        ("POST", "/b/k?uploadId=x", "CompleteMultipartUpload"),
+        ("DELETE", "/b/k?uploadId=x", "AbortMultipartUpload"),
+        (
+            "GET",
+            "/b?uploads&prefix=a&delimiter=/&key-marker=k&upload-id-marker=x&max-uploads=3",
+            "ListMultipartUploads",
+        ),
     ],
 )
 def test_requests_find_their_operation(method: str, target: str, name: str) -> None:
@@ -48,7 +58,7 @@ def test_requests_find_their_operation(method: str, target: str, name: str) -> N
 
 def test_every_operation_has_one_route() -> None:
     names = [operation.name for operation in ROUTES.values()]
-    assert len(names) == len(set(names)) == 12
+    assert len(names) == len(set(names)) == 18
 
 
 @pytest.mark.parametrize(
@@ -57,7 +67,7 @@ def test_every_operation_has_one_route() -> None:
         *[
             ("GET", f"/b?{name}", name)
             for name in (
-                *("acl", "tagging", "versioning", "versions", "uploads", "policy", "cors", "lifecycle", "encryption"),
+                *("acl", "tagging", "versioning", "versions", "policy", "cors", "lifecycle", "encryption"),
                 *("object-lock", "website", "notification", "replication", "publicAccessBlock", "requestPayment"),
             )
         ],
@@ -67,9 +77,8 @@ def test_every_operation_has_one_route() -> None:
         ("PUT", "/b/k?tagging", "tagging"),
         ("GET", "/b/k?versionId=3", "versionId"),
         ("DELETE", "/b/k?versionId=3", "versionId"),
-        ("POST", "/b/k?uploads", "uploads"),
-        ("PUT", "/b/k?partNumber=1&uploadId=x", "partNumber"),
-        ("DELETE", "/b/k?uploadId=x", "uploadId"),
+        ("PUT", "/b/k?partNumber=1", "partNumber"),
+        ("DELETE", "/b/k?uploadId=x&versionId=3", "versionId"),
         ("POST", "/b/k?select&select-type=2", "select"),
         ("GET", "/b/k?prefix=a", "prefix"),
         ("GET", "/b?location&prefix=a", "prefix"),
@@ -86,7 +95,7 @@ def test_what_is_not_offered_is_refused_by_name(method: str, target: str, named:
 @pytest.mark.parametrize(
     ("method", "target"),
     [("PUT", "/"), ("POST", "/b"), ("POST", "/b/k"), ("PATCH", "/b/k"), ("GET", "/b?delete"), ("OPTIONS", "/b/k"),
-     ("BREW", "/")],
+     ("PUT", "/b/k?uploads"), ("BREW", "/")],
 )  # fmt: skip
 def test_wrong_methods_are_refused(method: str, target: str) -> None:
     with pytest.raises(MethodNotAllowed):

@@ -59,6 +59,12 @@ def test_bad_buckets_and_paths_are_refused() -> None:
             parse_target(path, "")
 
 
+@pytest.mark.parametrize("path", ["/_uploads", "/_uploads/", "/_uploads/id/00001", "/%5Fuploads/id/upload", "/_"])
+def test_buckets_of_the_store_itself_cannot_be_named(path: str) -> None:
+    with pytest.raises(InvalidBucketName, match="reserved"):
+        parse_target(path, "")
+
+
 def test_query_parameters_decode_with_plus_as_plus() -> None:
     assert parse_target("/b", "list-type=2&prefix=a+b%2Bc%20d&location&&x=").query == {
         "list-type": "2",
