@@ -42,15 +42,20 @@ def send(
         connection.close()
 
 
+def signed_head(method: str, path: str, headers: dict[str, str]) -> bytes:
+    """The bytes before the body of a signed request."""
+    signed = sigv4.sign(
+        CREDENTIAL, method, path, "", headers, region="us-east-1", now=time.time(), payload_hash=sigv4.UNSIGNED_PAYLOAD
+    )
+    lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in (headers | signed).items()), "", ""]
+    return "\r\n".join(lines).encode()
+
+
 def send_and_hang_up(gateway: RunningGateway, path: str, promised: int, body: bytes) -> None:
     """A signed PUT that ends before its promised length."""
     headers = {"host": f"127.0.0.1:{gateway.port}", "content-length": str(promised)}
-    headers |= sigv4.sign(
-        CREDENTIAL, "PUT", path, "", headers, region="us-east-1", now=time.time(), payload_hash=sigv4.UNSIGNED_PAYLOAD
-    )
-    lines = [f"PUT {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as sock:
-        sock.sendall("\r\n".join(lines).encode() + body)
+        sock.sendall(signed_head("PUT", path, headers) + body)
         sock.shutdown(socket.SHUT_WR)
         while sock.recv(65536):
             pass

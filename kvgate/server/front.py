@@ -8,6 +8,7 @@ the kernel before the next is asked for, so that no transport holds on to memory
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -35,6 +36,7 @@ Refuse = Callable[[KVGateError, str], Response]
 _READ_NBYTES = 1 << 20
 _MAX_HEADERS = 256
 _LINGER_S = 5.0
+_DRAIN_POLL_S = 0.01
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -53,6 +55,7 @@ class Front(web.Server):
             "access_log": None,
         }
         self._handle = handle
+        self._draining = False
         self._body_timeout_s = config.body_timeout
         self._metrics = metrics
         self.refuse = refuse
@@ -60,6 +63,23 @@ class Front(web.Server):
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=asyncio.get_running_loop(), **self._options)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until no connection is left. Idle ones end at once, others with their next answer.
+
+        For when new ones cannot come any more. aiohttp's own shutdown would leave the body of a request that is being
+        received unread.
+        """
+        self._draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                while self.connections:
+                    for connection in self.connections:
+                        if isinstance(connection, _Connection) and connection.idle:
+                            connection.force_close()
+                    await asyncio.sleep(_DRAIN_POLL_S)
+        except TimeoutError:
+            logger.warning("%d connections were still busy after %g s, and are cut", len(self.connections), timeout_s)
 
     async def _answer(self, incoming: web.BaseRequest) -> web.StreamResponse:
         began = time.monotonic()
@@ -78,13 +98,16 @@ class Front(web.Server):
         self, incoming: web.BaseRequest, body: _Body, response: Response, request_id: str
     ) -> web.StreamResponse:
         outgoing = start_response(response, request_id)
+        if self._draining:
+            outgoing.force_close()
         if body.unread_after_expect:  # whether the peer will send it now is not known
             outgoing.force_close()
             incoming.protocol._lingering_time = 0
         content = response.body
         if isinstance(content, bytes):
-            await outgoing.prepare(incoming)
-            await outgoing.write_eof(content if response.content_length is None else b"")
+            with contextlib.suppress(ConnectionError):  # the peer has gone; aiohttp notices by itself
+                await outgoing.prepare(incoming)
+                await outgoing.write_eof(content if response.content_length is None else b"")
             return outgoing
         try:
             await outgoing.prepare(incoming)
@@ -99,7 +122,8 @@ class Front(web.Server):
             logger.warning("request %s: the body was broken off: %s", request_id, error or "the peer took nothing")
             if incoming.transport is not None:
                 incoming.transport.abort()
-            raise ConnectionResetError from error
+        except ConnectionError:
+            logger.debug("request %s: the peer has gone", request_id)
         finally:
             content.close()
         return outgoing
@@ -107,6 +131,15 @@ class Front(web.Server):
 
 class _Connection(RequestHandler):
     """One connection: flushes to the kernel, and refuses unreadable requests in S3's words."""
+
+    def __init__(self, front: Front, **options: Any) -> None:
+        super().__init__(front, **options)
+        self._front = front
+
+    @property
+    def idle(self) -> bool:
+        """Whether it waits for a request of which nothing has been understood yet."""
+        return not self._request_in_progress and not self._messages and self._waiter is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -121,13 +154,11 @@ class _Connection(RequestHandler):
         message: str | None = None,
     ) -> web.StreamResponse:
         request_id = secrets.token_hex(8)
-        front = self._manager
-        assert isinstance(front, Front)
         if status != 400:
             logger.error("request %s failed in the HTTP front", request_id, exc_info=exc)
         refused = HeadersTooLarge if "got more than" in (message or "").lower() else InvalidRequest
         text = " ".join((message or "the request cannot be read").split())
-        response = front.refuse(refused(f"the request was not understood: {text[:200]}"), request_id)
+        response = self._front.refuse(refused(f"the request was not understood: {text[:200]}"), request_id)
         outgoing = web.Response(status=response.status, headers=response.headers, body=response.body)
         outgoing.headers["x-amz-request-id"] = request_id
         outgoing.force_close()

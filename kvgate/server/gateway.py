@@ -73,7 +73,9 @@ async def running(config: GatewayConfig) -> AsyncIterator[Addresses]:
         draining = asyncio.Event()
         app = admin_app(metrics, store.collect, lambda: not draining.is_set())
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
-        await _run(stack, web.ServerRunner(front, shutdown_timeout=config.listen.drain_timeout), listener)
+        site = await _run(stack, web.ServerRunner(front), listener)
+        stack.push_async_callback(front.drain, config.listen.drain_timeout)
+        stack.push_async_callback(site.stop)
         stack.callback(draining.set)
         addresses = Addresses(config.listen.host, _port(listener), _port(admin_listener))
         logger.info("kvgate listens on %s:%d", addresses.host, addresses.port)
@@ -92,14 +94,16 @@ async def serve(config: GatewayConfig) -> None:
     logger.info("kvgate has stopped")
 
 
-def _refuse(error: KVGateError, request_id: str) -> Response:
-    return error_response(error, method="GET", resource="", request_id=request_id)
-
-
-async def _run(stack: contextlib.AsyncExitStack, runner: web.BaseRunner, listener: socket.socket) -> None:
+async def _run(stack: contextlib.AsyncExitStack, runner: web.BaseRunner, listener: socket.socket) -> web.SockSite:
     stack.push_async_callback(runner.cleanup)
     await runner.setup()
-    await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+    site = web.SockSite(runner, listener, backlog=_BACKLOG)
+    await site.start()
+    return site
+
+
+def _refuse(error: KVGateError, request_id: str) -> Response:
+    return error_response(error, method="GET", resource="", request_id=request_id)
 
 
 def _catalog_path(tier: DiskTier) -> Path:

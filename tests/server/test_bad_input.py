@@ -16,7 +16,7 @@ from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
 from kvgate.client.sync import Client
 from tests.gateways import ALPHA, RunningGateway
-from tests.wire import raw_exchange, send, send_and_hang_up
+from tests.wire import raw_exchange, send, send_and_hang_up, signed_head
 
 MiB = 1 << 20
 BUCKET = "alpha-bucket"
@@ -106,19 +106,8 @@ def test_body_longer_than_its_content_length(intact: RunningGateway) -> None:
     headers = {"content-length": "10"}
     status, _, _ = send(intact, "PUT", f"/{BUCKET}/lying", headers, b"x" * 10)
     assert status == 200
-    host = f"127.0.0.1:{intact.port}"
-    wanted = {"host": host, "content-length": "10"}
-    wanted |= sigv4.sign(
-        sigv4.Credential(ALPHA.access_key, ALPHA.secret_key),
-        "PUT",
-        f"/{BUCKET}/lying",
-        "",
-        wanted,
-        region="us-east-1",
-        now=time.time(),
-        payload_hash=sigv4.UNSIGNED_PAYLOAD,
-    )
-    head = "\r\n".join([f"PUT /{BUCKET}/lying HTTP/1.1", *(f"{k}: {v}" for k, v in wanted.items()), "", ""]).encode()
+    wanted = {"host": f"127.0.0.1:{intact.port}", "content-length": "10"}
+    head = signed_head("PUT", f"/{BUCKET}/lying", wanted)
     answer = raw_exchange(intact, head + b"y" * 30)
     assert b" 400 Bad Request" in answer
     assert send(intact, "GET", f"/{BUCKET}/lying")[2] in (b"x" * 10, b"y" * 10)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 from kvgate.client.sync import Client
 from kvgate.errors import GatewayError
 from tests.gateways import ALPHA, RunningGateway
+from tests.wire import signed_head
 
 KILLS = 50
 KEYS = 12
@@ -97,15 +99,47 @@ def test_kill_at_random_moments(start_gateway: Callable[..., RunningGateway], ac
     assert not list((gateway.disk / "tmp").iterdir())
 
 
+def test_slow_requests_outlive_sigterm(start_gateway: Callable[..., RunningGateway]) -> None:
+    """An upload and a download that are half done when the gateway is told to stop come to their end."""
+    gateway = start_gateway()
+    body = random.Random(1).randbytes(24 << 20)
+    half = len(body) // 2
+    with Client(gateway.url, ALPHA.access_key, ALPHA.secret_key) as client:
+        client.put(BUCKET, "download", [memoryview(body)])
+    headers = {"host": f"127.0.0.1:{gateway.port}", "content-length": str(len(body))}
+    with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as upload:
+        upload.sendall(signed_head("PUT", f"/{BUCKET}/upload", headers) + body[:half])
+        with socket.create_connection(("127.0.0.1", gateway.port), timeout=10) as download:
+            download.sendall(signed_head("GET", f"/{BUCKET}/download", {"host": headers["host"]}))
+            answer = download.recv(1000)
+            assert gateway.process is not None
+            gateway.process.terminate()
+            time.sleep(1)
+            assert gateway.process.poll() is None, "the gateway did not wait"
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(("127.0.0.1", gateway.port))
+            upload.sendall(body[half:])
+            while piece := download.recv(1 << 20):
+                answer += piece
+        assert answer.partition(b"\r\n\r\n")[2] == body
+        assert upload.recv(1000).startswith(b"HTTP/1.1 200")
+    assert gateway.process.wait(timeout=10) == 0
+    gateway.start()
+    with Client(gateway.url, ALPHA.access_key, ALPHA.secret_key) as client:
+        assert client.get(BUCKET, "upload").body == body
+
+
 def test_drain_cuts_no_request_and_writes_what_is_only_in_memory(start_gateway: Callable[..., RunningGateway]) -> None:
     gateway = start_gateway()
     acknowledged, attempted = [0] * KEYS, [0] * KEYS
     for _ in range(5):
         writers = Writers(gateway.url, acknowledged, attempted)
         time.sleep(0.3)
+        began = time.monotonic()
         status = gateway.stop()
         writers.join()
         assert status == 0
+        assert time.monotonic() - began < 4, "a request was cut, and its writer waited for its deadline"
         gateway.start()
         verify(gateway, acknowledged, attempted, durable=True)
     assert min(acknowledged) > 0
