@@ -12,8 +12,6 @@ import msgpack
 import pytest
 import yaml
 
-from kvgate import errors
-from kvgate.kvapi.errors import INTERNAL, row_of
 from kvgate.kvapi.routes import DOCUMENT, ROUTES
 from kvgate.store.config import StoreConfig
 from tests.client.chunks import SPACE
@@ -325,17 +323,6 @@ async def test_defect_is_logged_and_not_told(open_api, caplog) -> None:
         assert (response.status, answer["code"]) == (500, "InternalError")
         assert "NoneType" not in answer["message"]
         assert "AttributeError" in caplog.text
-
-
-def test_codes_and_statuses_are_those_of_s3() -> None:
-    from kvgate.kvapi.errors import TABLE as ours
-    from kvgate.s3.errors import TABLE as theirs
-
-    assert {error: tuple(row) for error, row in ours.items() if error is not errors.NoSuchLease} == {
-        error: tuple(theirs[error]) for error in ours if error is not errors.NoSuchLease
-    }
-    assert row_of(errors.NoSuchLease()) == ("NoSuchLease", 404)
-    assert row_of(ValueError()) == INTERNAL
 
 
 # --- the document -----------------------------------------------------------------------------------------------------

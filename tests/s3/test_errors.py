@@ -7,7 +7,8 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from kvgate import errors
-from kvgate.s3.errors import INTERNAL, TABLE, error_response, row_of
+from kvgate.error_table import INTERNAL, TABLE, row_of
+from kvgate.s3.errors import error_response
 
 CLASSES = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, errors.KVGateError)]
 
@@ -21,8 +22,8 @@ INTERNAL_DEFECTS = {
 }
 """What an operation lets out only by a defect or a broken tier: the caller is told nothing of it."""
 
-ELSEWHERE = {errors.NoSuchLease, errors.UnsupportedModel, errors.GatewayError}
-"""Raised by the client and by the grant API only."""
+ELSEWHERE = {errors.UnsupportedModel, errors.GatewayError}
+"""Raised by the client and the adapters only."""
 
 
 @pytest.mark.parametrize("cls", CLASSES)

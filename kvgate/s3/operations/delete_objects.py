@@ -7,12 +7,12 @@ import logging
 import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 
+from kvgate.error_table import INTERNAL, message_of, row_of
 from kvgate.errors import KVGateError, MalformedXML, NoSuchBucket, UnsupportedOperation
 from kvgate.messages import Response
 from kvgate.s3.body import PayloadReader
 from kvgate.s3.call import Call
 from kvgate.s3.conditions import Conditions
-from kvgate.s3.errors import INTERNAL, message_of, row_of
 from kvgate.s3.listing import Entry
 from kvgate.s3.operations.base import Context, Operation
 from kvgate.s3.xml import document, parse
