@@ -11,39 +11,15 @@ from typing import Any
 import pytest
 
 from kvgate.auth import sigv4
-from kvgate.chunk.header import ChunkHeader
-from kvgate.chunk.key import ChunkKey, ManifestKey
-from kvgate.chunk.space import Space
+from kvgate.chunk.key import ManifestKey
 from kvgate.client.sync import Client
+from tests.chunks import SPACE, chunk
 from tests.gateways import ALPHA, RunningGateway
 from tests.wire import raw_exchange, send, send_and_hang_up, signed_head
 
 MiB = 1 << 20
 BUCKET = "alpha-bucket"
-SPACE = Space(
-    model="test-model",
-    weights="sha256:" + "1" * 64,
-    tokenizer="sha256:" + "2" * 64,
-    dtype="F16",
-    layers=2,
-    kv_heads=2,
-    head_dim=8,
-    attention="gqa",
-    rope={"rope_theta": 10000.0, "rope_type": "default"},
-    lora="none",
-    multimodal="none",
-    chunk_tokens=16,
-    hash_scheme="kvgate-sha256-chain-v1",
-    layout_version=1,
-)
 OTHER = "ab" * 32
-
-
-def chunk(number: int = 0, body: bytes | None = None) -> tuple[str, bytes]:
-    """The key and the bytes of a good chunk."""
-    name = hashlib.sha256(b"chunk %d" % number).digest()
-    header = ChunkHeader.encode(SPACE, name, bytes(32), 0)
-    return str(ChunkKey(SPACE.id, name.hex())), header + (bytes(SPACE.layout.nbytes) if body is None else body)
 
 
 @pytest.fixture(scope="module")
