@@ -42,6 +42,7 @@ T = TypeVar("T")
 MEMORY = 0
 _MAX_ATTEMPTS = 4
 _RETRY_S = 0.25
+_MAX_VICTIMS = 4096
 
 
 class Placement:
@@ -276,8 +277,10 @@ class Placement:
     def evict_objects(self, tenant: str, nbytes: int, may_go: Callable[[Entry], bool]) -> None:
         """Evict a tenant's least useful objects altogether, until `nbytes` of its bytes are gone or no more may go."""
         freed = 0
-        for residents in reversed(self.residents):
-            for entry in list(itertools.islice(residents.victims(may_go, tenant), 4096)):
+        for rank in reversed(range(len(self.tiers))):  # what lies only in low tiers has not been used for longest
+            victims = self.residents[rank].victims(may_go, tenant)
+            only_here = [entry for entry in itertools.islice(victims, _MAX_VICTIMS) if not entry.has_copy(*range(rank))]
+            for entry in only_here:
                 if freed >= nbytes:
                     return
                 freed += entry.record.nbytes
