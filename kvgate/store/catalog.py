@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from kvgate.errors import ConfigError
+from kvgate.chunk.key import check_bucket
+
+logger = logging.getLogger(__name__)
 
 
 class Catalog:
@@ -17,16 +20,24 @@ class Catalog:
         self._path = path
 
     def load(self) -> dict[tuple[str, str], int]:
-        """Every (tenant, bucket) and when it was made, in ms since the epoch. Raises ConfigError for a bad file."""
+        """Every (tenant, bucket) and when it was made, in ms since the epoch.
+
+        A file that cannot be read is set aside: buckets of the configuration and those that hold objects are known
+        without it.
+        """
         if self._path is None or not self._path.exists():
             return {}
         try:
             content = json.loads(self._path.read_bytes())
-            return {(item["tenant"], item["bucket"]): int(item["created_ms"]) for item in content["buckets"]}
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise ConfigError(
-                f"{self._path} cannot be read ({error}); move it away, and buckets that hold objects are found again"
-            ) from error
+            buckets = {(item["tenant"], item["bucket"]): int(item["created_ms"]) for item in content["buckets"]}
+            for _, bucket in buckets:
+                check_bucket(bucket)
+        except (ValueError, KeyError, TypeError) as error:
+            aside = self._path.with_suffix(".unreadable")
+            self._path.replace(aside)
+            logger.error("the list of buckets cannot be read (%s) and is now %s; empty buckets are lost", error, aside)
+            return {}
+        return buckets
 
     def save(self, buckets: Mapping[tuple[str, str], int]) -> None:
         """Replace the file. Raises OSError, leaving it as it was."""

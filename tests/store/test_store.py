@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -346,6 +347,21 @@ async def test_buckets_survive_a_restart(open_test_store: OpenStore) -> None:
         assert opened.store.bucket("alpha", "made-here").created_ms == created_ms
         with pytest.raises(NoSuchBucket):
             opened.store.bucket("beta", "made-here")
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b'{"buckets": [1]}', b'{"buckets": [{"tenant": "alpha"}]}', b"\xff"])
+async def test_unreadable_list_of_buckets_is_set_aside(
+    open_test_store: OpenStore, tmp_path: Path, damage: bytes
+) -> None:
+    async with open_test_store() as opened:
+        await opened.store.create_bucket(ALPHA, "made-here")
+        async with await opened.store.open_write(ALPHA, "made-here", "k", 0) as write:
+            await write.commit({})
+        await opened.store.create_bucket(ALPHA, "empty")
+    (tmp_path / "disk" / "buckets.json").write_bytes(damage)
+    async with open_test_store() as opened:
+        assert [bucket.name for bucket in opened.store.buckets("alpha")] == ["bucket", "made-here"]
+        assert (tmp_path / "disk" / "buckets.unreadable").read_bytes() == damage
 
 
 async def test_bucket_limits(open_test_store: OpenStore) -> None:
