@@ -30,6 +30,7 @@ bench: .venv/installed ## Run the load tests, about two minutes
 	timeout 60 .venv/bin/python loadtest/chain_hash.py
 	timeout 120 .venv/bin/python loadtest/restart.py --objects 100000
 	timeout 120 .venv/bin/python loadtest/throughput.py --quick
+	timeout 120 .venv/bin/python loadtest/soak.py --seconds 15
 
 .venv/installed: pyproject.toml
 	.ci/venv .venv --editable '.[dev,transformers]' $(TORCH) peft

@@ -35,7 +35,9 @@ class Catalog:
         except (ValueError, KeyError, TypeError) as error:
             aside = self._path.with_suffix(".unreadable")
             self._path.replace(aside)
-            logger.error("the list of buckets cannot be read (%s) and is now %s; empty buckets are lost", error, aside)
+            logger.warning(
+                "the list of buckets cannot be read (%s) and is now %s; empty buckets are lost", error, aside
+            )
             return {}
         return buckets
 
