@@ -181,7 +181,7 @@ class Multipart:
                 upload_id = key.partition("/")[0]
                 if self._index.get(tenant, UPLOADS, _upload_key(upload_id)) is None:
                     self._remove(entry)
-                    self._placement.drop(entry)
+                    self._placement.copies.drop(entry)
                     continue
                 entry.pinned = True
                 if key == _upload_key(upload_id):
@@ -346,16 +346,16 @@ class Multipart:
         entry.pinned = False
 
     def _delete(self, upload: MultipartUpload) -> list[asyncio.Task[Exception | None]]:
-        return [task for entry in self._end(upload) for task in self._placement.drop(entry)]
+        return [task for entry in self._end(upload) for task in self._placement.copies.drop(entry)]
 
     def _supersede(self, upload: MultipartUpload, record: Record) -> None:
         """Let an upload go for the object that it has become, or that has replaced this one since."""
         successor = self._current(record)
         for entry in self._end(upload):
             if successor is not None:
-                self._placement.supersede(successor, entry)
+                self._placement.copies.supersede(successor, entry)
             else:
-                self._placement.drop(entry)
+                self._placement.copies.drop(entry)
 
     def _current(self, record: Record) -> Entry | None:
         with contextlib.suppress(NoSuchBucket):

@@ -11,8 +11,9 @@ from kvgate.memory.lease import Lease
 from kvgate.messages import ResponseBody
 from kvgate.metrics import Metrics
 from kvgate.store.config import StoreConfig
+from kvgate.store.copies import MEMORY
 from kvgate.store.index import Entry
-from kvgate.store.placement import MEMORY, Placement
+from kvgate.store.placement import Placement
 from kvgate.tiers.base import Copy, Record
 
 _SLICE_NBYTES = 1 << 20
@@ -29,7 +30,7 @@ class Read:
         self._metrics = metrics
         self._config = config
         self.record: Record = entry.record
-        placement.lease(entry)
+        placement.copies.lease(entry)
 
     async def load(self, start: int, stop: int) -> ResponseBody:
         """The verified bytes [start, stop). Raises NoSuchKey when no good copy is left, TierError, Overloaded.
@@ -44,12 +45,12 @@ class Read:
             try:
                 body = await self._load_from(entry, rank, start, stop)
             except (CorruptCopy, NotInTier) as error:
-                self._placement.drop_bad_copy(entry, rank, copy, error)
+                self._placement.copies.drop_bad_copy(entry, rank, copy, error)
             except TierError as error:
                 failed[rank] = error
             else:
                 if body is not None:
-                    self._metrics.reads.labels(self._placement.tiers[rank].name).inc()
+                    self._metrics.reads.labels(self._placement.copies.tiers[rank].name).inc()
                     self._entry = None
                     return body
         if failed:
@@ -60,15 +61,15 @@ class Read:
         """A body from one tier; None when the copies have changed, so that the caller should look again."""
         copy: Copy = entry.copies[rank]
         if rank == MEMORY:
-            lease = await self._placement.memory.lease(entry.record, copy, start, stop)
+            lease = await self._placement.copies.memory.lease(entry.record, copy, start, stop)
             return LeasedBody(self._placement, entry, lease, start, stop)
-        if (stop - start) * _PROMOTE_SHARE >= entry.record.nbytes <= self._placement.memory.limit():
-            await self._placement.promote(entry, rank)
+        if (stop - start) * _PROMOTE_SHARE >= entry.record.nbytes <= self._placement.copies.memory.limit():
+            await self._placement.promotion.promote(entry, rank)
             if entry.has_copy(MEMORY) or entry.copies[rank] is not copy:
                 return None
         first, last = block_span(start, stop, entry.record.nbytes)
         window_nbytes = min(self._config.window, max(last - first, 1))
-        window = await self._placement.reserve_window(entry.record.tenant, window_nbytes, self._config.memory_wait)
+        window = await self._placement.room.reserve_window(entry.record.tenant, window_nbytes, self._config.memory_wait)
         body = TierBody(self._placement, entry, rank, copy, start, stop, window)
         try:
             await body.verify()
@@ -80,7 +81,7 @@ class Read:
     def close(self) -> None:
         """End the lease, unless a body has taken it over. Idempotent."""
         if self._entry is not None:
-            self._placement.unlease(self._entry)
+            self._placement.copies.unlease(self._entry)
             self._entry = None
 
     def __enter__(self) -> Read:
@@ -111,7 +112,7 @@ class LeasedBody:
     def close(self) -> None:
         """See ResponseBody."""
         if self._entry is not None:
-            self._placement.unlease(self._entry)
+            self._placement.copies.unlease(self._entry)
             self._entry = None
             self._lease.release()
 
@@ -133,7 +134,7 @@ class TierBody:
         self._start, self._stop = start, stop
         self._first, self._last = block_span(start, stop, entry.record.nbytes)
         self._window = window
-        self._reader = placement.tiers[rank].open(entry.record, copy)
+        self._reader = placement.copies.tiers[rank].open(entry.record, copy)
         self._filled = (0, 0)
 
     async def verify(self) -> None:
@@ -148,7 +149,7 @@ class TierBody:
             try:
                 await self._fill(begin)
             except (CorruptCopy, NotInTier) as error:
-                self._placement.drop_bad_copy(self._entry, self._rank, self._copy, error)
+                self._placement.copies.drop_bad_copy(self._entry, self._rank, self._copy, error)
                 raise
             start, stop = max(begin, self._start), min(self._filled[1], self._stop)
             for view in self._window.slices(start - begin, stop - begin):
@@ -158,14 +159,14 @@ class TierBody:
     def close(self) -> None:
         """See ResponseBody."""
         if self._entry is not None:
-            self._placement.unlease(self._entry)
+            self._placement.copies.unlease(self._entry)
             self._entry = None
             self.close_streams()
 
     def close_streams(self) -> None:
         """Give back the window and the reader, but not the lease on the object."""
         self._window.release()
-        self._placement.spawn(self._reader.close())
+        self._placement.copies.spawn(self._reader.close())
 
     async def _fill(self, begin: int) -> None:
         end = min(begin + self._window.nbytes, self._last)

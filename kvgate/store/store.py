@@ -107,7 +107,9 @@ class Store:
         self._spaces = Spaces()
         policy = plugins.load("kvgate.eviction", config.eviction)
         self._placement = Placement(memory, lower, self._index, self._quota, policy, metrics)
-        self._leases = LeaseTable(config.max_leases, clock, self._placement.lease, self._placement.unlease)
+        self._leases = LeaseTable(
+            config.max_leases, clock, self._placement.copies.lease, self._placement.copies.unlease
+        )
         self._matched: dict[str, tuple[int, int]] = {}
         self.multipart = Multipart(
             placement=self._placement,
@@ -170,7 +172,7 @@ class Store:
     def open_read(self, tenant: str, bucket: str, key: str) -> Read:
         """A lease on an object, to be closed. Raises NoSuchBucket, NoSuchKey."""
         entry = self._entry(tenant, bucket, key)
-        self._placement.touch(entry)
+        self._placement.copies.touch(entry)
         return Read(self._placement, entry, self._metrics, self._config)
 
     async def open_write(self, tenant: Tenant, bucket: str, key: str, nbytes: int | None) -> Write:
@@ -195,7 +197,7 @@ class Store:
             return False
         self._index.remove(entry)
         self._quota.give_back(tenant, entry.record.nbytes)
-        await self._placement.delete(entry)
+        await self._placement.copies.delete(entry)
         return True
 
     def pin(self, tenant: str, bucket: str, key: str, *, pinned: bool = True) -> None:
@@ -228,7 +230,7 @@ class Store:
         lease_s = min(lease_s, self._config.max_lease)
         lease = self._leases.grant(tenant, entries, lease_s)
         for entry in entries:
-            self._placement.touch(entry)
+            self._placement.copies.touch(entry)
         return Match([self._place(entry) for entry in entries], lease, lease_s)
 
     def release(self, tenant: str, lease: str) -> None:
@@ -239,13 +241,13 @@ class Store:
         """The tenant's own numbers."""
         self._leases.expire()
         placement = self._placement
-        usages = [residents.usage(tenant.name) for residents in placement.residents]
+        usages = [residents.usage(tenant.name) for residents in placement.copies.residents]
         asked, found = self._matched.get(tenant.name, (0, 0))
         return TenantStats(
             objects=sum(len(self._index.objects(tenant.name, bucket.name)) for bucket in self.buckets(tenant.name)),
             nbytes=self._quota.used(tenant.name),
             quota_nbytes=tenant.quota_nbytes,
-            tiers={tier.name: TierUsage(*usage) for tier, usage in zip(placement.tiers, usages, strict=True)},
+            tiers={tier.name: TierUsage(*usage) for tier, usage in zip(placement.copies.tiers, usages, strict=True)},
             leases=self._leases.count(tenant.name),
             match_chunks_asked=asked,
             match_chunks_found=found,
@@ -255,17 +257,17 @@ class Store:
 
     async def flush(self) -> None:
         """Wait until every object that a lower tier can take has its copy there."""
-        await self._placement.flush()
+        await self._placement.backlog.clear()
 
     def collect(self) -> None:
         """Bring the gauges of the metrics up to date."""
         placement, metrics = self._placement, self._metrics
-        for tier, residents in zip(placement.tiers, placement.residents, strict=True):
+        for tier, residents in zip(placement.copies.tiers, placement.copies.residents, strict=True):
             usage = tier.usage()
             metrics.tier_used_bytes.labels(tier.name).set(usage.nbytes)
             metrics.tier_capacity_bytes.labels(tier.name).set(usage.capacity_nbytes)
             metrics.tier_objects.labels(tier.name).set(residents.total())
-        metrics.demotion_queue.set(placement.dirty)
+        metrics.demotion_queue.set(placement.backlog.count)
         metrics.leases.set(self._leases.count())
 
     async def load(self, tenants: Iterable[Tenant]) -> None:
@@ -278,10 +280,10 @@ class Store:
                 self._index.add_bucket(tenant.name, bucket, _now_ms())
         gc.disable()  # nothing of what is made here is garbage, and to look for it takes half the time
         try:
-            survivors = Survivors(len(self._placement.tiers))
-            for rank, tier in enumerate(self._placement.tiers):
+            survivors = Survivors(len(self._placement.copies.tiers))
+            for rank, tier in enumerate(self._placement.copies.tiers):
                 await tier.start(partial(survivors.add, rank))
-            survivors.install(self._index, self._quota, self._placement.residents)
+            survivors.install(self._index, self._quota, self._placement.copies.residents)
             self.multipart.load()
         finally:
             gc.freeze()  # nor need it be looked at later
@@ -290,16 +292,17 @@ class Store:
 
     def run(self, tasks: asyncio.TaskGroup) -> None:
         """Start what works in the background; it runs until `stop`."""
-        self._workers = self._placement.start(tasks, self._config.movers)
+        self._placement.copies.start(tasks)
+        self._workers = self._placement.demotion.start(tasks, self._config.movers)
         self._workers.append(tasks.create_task(self._expire_forever()))
 
     async def stop(self) -> None:
         """Write what is only in memory to the lower tiers, end the background work and close the tiers."""
-        await self._placement.flush()
+        await self._placement.backlog.clear()
         for worker in self._workers:
             worker.cancel()
-        await self._placement.wait_for_background()
-        for tier in self._placement.tiers:
+        await self._placement.copies.wait_for_background()
+        for tier in self._placement.copies.tiers:
             await tier.close()
         self._catalog_thread.shutdown()
 
@@ -348,7 +351,7 @@ class Store:
 
     def _place(self, entry: Entry) -> Place:
         rank = next(rank for rank, copy in enumerate(entry.copies) if copy is not None)
-        return Place(self._placement.tiers[rank].name, entry.record.nbytes)
+        return Place(self._placement.copies.tiers[rank].name, entry.record.nbytes)
 
     async def _space(self, tenant: str, bucket: str, space: str) -> Space:
         """The space of a manifest that is stored in the bucket. Raises UnknownSpace."""
@@ -378,7 +381,7 @@ class Store:
         """Count `nbytes` more for a tenant; a chunk may take the place of the tenant's own least useful chunks."""
         excess = self._quota.excess(tenant.name, tenant.quota_nbytes, nbytes)
         if excess and evict and nbytes <= (tenant.quota_nbytes or 0):
-            self._placement.evict_objects(tenant.name, excess, _is_idle_chunk)
+            self._placement.room.evict_objects(tenant.name, excess, _is_idle_chunk)
         self._quota.take(tenant.name, tenant.quota_nbytes, nbytes)
 
     async def _save_catalog(self) -> None:

@@ -29,8 +29,9 @@ from kvgate.errors import (
 from kvgate.memory.digest import BLOCK_NBYTES, BlockDigest
 from kvgate.memory.lease import Lease
 from kvgate.store.config import StoreConfig
+from kvgate.store.copies import MEMORY
 from kvgate.store.index import Entry, Index
-from kvgate.store.placement import MEMORY, Placement
+from kvgate.store.placement import Placement
 from kvgate.store.quota import Quota
 from kvgate.store.spaces import KEPT_PREFIX_NBYTES, Spaces, check_body, check_immutable, check_length
 from kvgate.tiers.base import Copy, Record, Upload
@@ -89,7 +90,7 @@ class Write:
         nbytes = _FIRST_NBYTES if self._declared_nbytes is None else self._declared_nbytes
         try:
             try:
-                self._lease = self._placement.reserve(self._tenant.name, nbytes)
+                self._lease = self._placement.room.reserve(self._tenant.name, nbytes)
             except ArenaFull:
                 await self._stream_from_here()
         except BaseException:
@@ -141,7 +142,7 @@ class Write:
         if lease is not None:
             lease.release()
         if upload is not None:
-            await asyncio.shield(self._placement.spawn(upload.abort()))
+            await asyncio.shield(self._placement.copies.spawn(upload.abort()))
 
     async def __aenter__(self) -> Write:
         return self
@@ -171,25 +172,27 @@ class Write:
             await self._pass_on(self._upload, lease)
             return
         try:
-            self._placement.extend(lease, min(max(lease.nbytes, _FIRST_NBYTES), self._config.window))
+            self._placement.room.extend(lease, min(max(lease.nbytes, _FIRST_NBYTES), self._config.window))
         except ArenaFull:
             await self._stream_from_here()
 
     async def _stream_from_here(self) -> None:
         """Go on through a window into the first lower tier, with what has been received so far."""
         placement, tenant = self._placement, self._tenant.name
-        if not placement.lower_ranks:
-            if (self._declared_nbytes or self._filled) >= placement.memory.limit():
-                raise ObjectTooLarge(f"memory has {placement.memory.limit()} bytes in all, and there is no disk tier")
+        if not placement.copies.lower_ranks:
+            if (self._declared_nbytes or self._filled) >= placement.copies.memory.limit():
+                raise ObjectTooLarge(
+                    f"memory has {placement.copies.memory.limit()} bytes in all, and there is no disk tier"
+                )
             raise StoreFull("memory is full of objects in use, and there is no lower tier")
         self._streams = True
-        rank = placement.lower_ranks[0]
+        rank = placement.copies.lower_ranks[0]
         if self._lease is None:
-            self._lease = await placement.reserve_window(tenant, self._config.window, self._config.memory_wait)
+            self._lease = await placement.room.reserve_window(tenant, self._config.window, self._config.memory_wait)
         window = self._lease
         try:
-            await placement.make_room(rank, tenant, self._declared_nbytes or self._filled)
-            self._upload = await placement.tiers[rank].begin(tenant, self._declared_nbytes)
+            await placement.room.make(rank, tenant, self._declared_nbytes or self._filled)
+            self._upload = await placement.copies.tiers[rank].begin(tenant, self._declared_nbytes)
         except TierFull as error:
             raise StoreFull(str(error)) from error
         await self._pass_on(self._upload, window)
@@ -199,7 +202,9 @@ class Write:
         if self._filled:
             try:
                 if self._declared_nbytes is None:  # otherwise there has been room for all of it from the beginning
-                    await self._placement.make_room(self._placement.lower_ranks[0], self._tenant.name, self._filled)
+                    await self._placement.room.make(
+                        self._placement.copies.lower_ranks[0], self._tenant.name, self._filled
+                    )
                 await upload.write(lease, 0, self._filled)
             except TierFull as error:
                 raise StoreFull(str(error)) from error
@@ -224,7 +229,7 @@ class Write:
             dict(attributes),
         )
         self._check(record, precondition)  # an early answer; the one that counts follows below
-        entry = Entry(record, (None,) * len(placement.tiers))
+        entry = Entry(record, (None,) * len(placement.copies.tiers))
         entry.pinned = self._pinned
         below = await self._finish_below(entry)
         try:
@@ -236,8 +241,10 @@ class Write:
             await self._discard_below(entry, below)
             raise
         if below is None:
-            placement.enqueue(entry)
-        elif error := await asyncio.shield(placement.spawn(placement.publish(entry, placement.lower_ranks[0], below))):
+            placement.demotion.enqueue(entry)
+        elif error := await asyncio.shield(
+            placement.copies.spawn(placement.demotion.publish(entry, placement.copies.lower_ranks[0], below))
+        ):
             self._retract(entry)
             raise error
         return record
@@ -252,10 +259,10 @@ class Write:
             return copy
         if lease.nbytes > self._filled:
             lease.trim(self._filled)
-        if self._config.ack == "disk" and self._placement.lower_ranks:
+        if self._config.ack == "disk" and self._placement.copies.lower_ranks:
             try:
-                return await self._placement.write_lease(
-                    entry, self._placement.lower_ranks[0], lease, self._digest.blocks
+                return await self._placement.demotion.write(
+                    entry, self._placement.copies.lower_ranks[0], lease, self._digest.blocks
                 )
             except TierFull as error:
                 raise StoreFull(str(error)) from error
@@ -263,8 +270,8 @@ class Write:
 
     async def _discard_below(self, entry: Entry, copy: Copy | None) -> None:
         if copy is not None:
-            tier = self._placement.tiers[self._placement.lower_ranks[0]]
-            await asyncio.shield(self._placement.spawn(tier.delete(entry.record, copy)))
+            tier = self._placement.copies.tiers[self._placement.copies.lower_ranks[0]]
+            await asyncio.shield(self._placement.copies.spawn(tier.delete(entry.record, copy)))
 
     def _check(self, record: Record, precondition: Precondition | None) -> Record | None:
         """None if the object may become visible now, else the equal record that is there already, or an error."""
@@ -287,15 +294,15 @@ class Write:
         if self._streams:
             lease.release()
         else:
-            placement.add_copy(entry, MEMORY, placement.memory.adopt(lease, self._digest.blocks))
+            placement.copies.add_copy(entry, MEMORY, placement.copies.memory.adopt(lease, self._digest.blocks))
         if isinstance(self._kind, ManifestKey) and space is not None:
             self._spaces.put(entry, space)
         if replaced is not None:
             self._quota.give_back(replaced.record.tenant, replaced.record.nbytes)
-            placement.supersede(entry, replaced)
+            placement.copies.supersede(entry, replaced)
 
     def _retract(self, entry: Entry) -> None:
         if entry.current:
             self._index.remove(entry)
             self._quota.give_back(entry.record.tenant, entry.record.nbytes)
-        self._placement.drop(entry)
+        self._placement.copies.drop(entry)

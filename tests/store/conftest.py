@@ -48,7 +48,7 @@ class Opened:
         """The tiers that hold a copy."""
         entry = self.store._index.get(tenant.name, "bucket", key)
         assert entry is not None
-        tiers = self.store._placement.tiers
+        tiers = self.store._placement.copies.tiers
         return [tier.name for tier, copy in zip(tiers, entry.copies, strict=True) if copy is not None]
 
     def keys(self, tenant: Tenant = ALPHA) -> list[str]:
@@ -86,6 +86,6 @@ def open_test_store(tmp_path: Path) -> OpenStore:
         async with open_store(memory, lower, tenants, config=config, metrics=metrics, catalog=catalog) as store:
             opened = Opened(store, memory, disk, metrics)
             yield opened
-            await opened.store._placement.wait_for_background()
+            await opened.store._placement.copies.wait_for_background()
 
     return open_it

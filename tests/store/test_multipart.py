@@ -89,7 +89,7 @@ async def test_parts_become_one_object(open_test_store: OpenStore, sizes: list[i
         assert opened.keys() == ["k"]
         assert opened.store.stats(ALPHA).nbytes == sum(sizes)
         await opened.store.flush()
-        await opened.store._placement.wait_for_background()
+        await opened.store._placement.copies.wait_for_background()
         assert files(tmp_path / "disk") == 1
         assert opened.memory.arena.used_nbytes <= sum(sizes) + 4096
     async with open_test_store() as opened:
@@ -321,7 +321,7 @@ async def test_parts_without_an_upload_are_deleted_at_the_start(open_test_store:
         await opened.store.delete("alpha", UPLOADS, f"{upload.id}/upload")
     async with open_test_store() as opened:
         assert opened.store.stats(ALPHA).nbytes == 0
-        await opened.store._placement.wait_for_background()
+        await opened.store._placement.copies.wait_for_background()
         assert files(tmp_path / "disk") == 0
 
 
@@ -349,7 +349,7 @@ async def test_parts_stay_on_disk_until_the_object_is_there(open_test_store: Ope
         await asyncio.sleep(0)
         assert files(tmp_path / "disk") >= 4, "the parts, the upload and the version before"
         await opened.store.flush()
-        await opened.store._placement.wait_for_background()
+        await opened.store._placement.copies.wait_for_background()
         assert (opened.places("k"), files(tmp_path / "disk")) == (["host", "disk"], 1)
 
 
@@ -438,7 +438,7 @@ async def test_uploads_in_any_order_leave_the_books_balanced(
         for _ in range(12):
             await asyncio.gather(*[work(opened) for _ in range(8)])
         await opened.store.flush()
-        await opened.store._placement.wait_for_background()
+        await opened.store._placement.copies.wait_for_background()
         assert opened.store.multipart.uploads("alpha", "bucket") == []
         records = opened.store.list("alpha", "bucket").records
         assert opened.store.stats(ALPHA).nbytes == sum(record.nbytes for record in records)
@@ -446,8 +446,8 @@ async def test_uploads_in_any_order_leave_the_books_balanced(
         assert opened.store.stats(ALPHA).tiers["disk"].objects == len(records)
         pages = sum(-(-record.nbytes // 4096) for record in records)
         assert opened.memory.arena.used_nbytes <= pages * 4096
-        assert not opened.store._placement._superseded
-        assert not opened.store._placement._awaited
+        assert not opened.store._placement.copies._superseded
+        assert not opened.store._placement.copies._awaited
 
 
 # --- keys under kv/ ---------------------------------------------------------------------------------------------------

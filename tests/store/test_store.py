@@ -149,7 +149,7 @@ async def test_nothing_is_left_of_an_aborted_or_failed_upload(open_test_store: O
             await fill(write, b"other")
             with pytest.raises(PreconditionFailed):
                 await write.commit({}, must_not_exist)
-        await opened.store._placement.wait_for_background()
+        await opened.store._placement.copies.wait_for_background()
         assert (opened.disk.usage(), opened.store.stats(ALPHA).nbytes) == before
         assert await opened.get("kept") == b"kept"
         assert opened.memory.arena.used_nbytes == 4096
@@ -227,7 +227,7 @@ async def test_corrupt_copy_is_a_miss_and_is_dropped(open_test_store: OpenStore)
             await opened.get("k")
         assert opened.sample("kvgate_corrupt_copies_total", tier="disk") == 1
         assert opened.keys() == []
-        await opened.store._placement.wait_for_background()
+        await opened.store._placement.copies.wait_for_background()
         assert opened.disk.usage().nbytes == 0
         assert opened.store.stats(ALPHA).nbytes == 0
 
@@ -279,7 +279,7 @@ async def test_cancelled_requests_leave_nothing_leased(open_test_store: OpenStor
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
         await opened.store.flush()
-        await opened.store._placement.wait_for_background()
+        await opened.store._placement.copies.wait_for_background()
         for record in opened.store.list("alpha", "bucket").records:
             assert opened.store._index.get("alpha", "bucket", record.key).leases == 0
             await opened.store.delete("alpha", "bucket", record.key)
@@ -423,7 +423,7 @@ def put_entries(opened: Any, space: str, hashes: list[bytes]) -> None:
         opened.store._quota.add("alpha", 10)
         digest = BlockDigest()
         digest.update(memoryview(bytes(10)))
-        opened.store._placement.add_copy(
+        opened.store._placement.copies.add_copy(
             entry, 0, opened.memory.adopt(opened.memory.reserve("alpha", 10), digest.blocks)
         )
 

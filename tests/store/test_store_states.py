@@ -164,7 +164,7 @@ class StoreStates(RuleBasedStateMachine):
 
     async def quiesce(self) -> None:
         await self.store.flush()
-        await self.store._placement.wait_for_background()
+        await self.store._placement.copies.wait_for_background()
 
     def teardown(self) -> None:
         if hasattr(self, "life"):

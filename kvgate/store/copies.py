@@ -1,0 +1,191 @@
+"""Copies: which tiers hold what, and how a copy comes and goes.
+
+Invariants
+1. A copy is listed in an entry exactly from the moment it is complete until it is dropped; a dropped copy is deleted
+   once, in a task of its own, whatever becomes of the request that dropped it.
+2. What a new version replaces stays in the lower tiers until the new version has been published there, or never will
+   be: after a crash a key has one of its versions, never none.
+3. An entry that is current has a copy; `lose_if_bare` follows every drop that may take the last one.
+
+Rank 0 is memory (the arena); higher ranks are lower tiers, faster ones first. Decisions are taken synchronously.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from kvgate.errors import CorruptCopy, TierError
+from kvgate.metrics import Metrics
+from kvgate.store.eviction.base import EvictionPolicy
+from kvgate.store.index import Entry, Index
+from kvgate.store.quota import Quota
+from kvgate.store.residents import Residents
+from kvgate.tiers.base import Copy, Tier
+from kvgate.tiers.host import HostTier
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MEMORY = 0
+
+
+class Copies:
+    """Carries out what is decided about copies. All methods run on the event loop.
+
+    leaving_nbytes, deletions: by rank, the bytes and tasks of copies that are being deleted
+    """
+
+    def __init__(
+        self,
+        memory: HostTier,
+        lower: Sequence[Tier],
+        index: Index,
+        quota: Quota,
+        policy: Callable[[], EvictionPolicy[Entry]],
+        metrics: Metrics,
+    ) -> None:
+        self.memory = memory
+        self.tiers: tuple[Tier, ...] = (memory, *lower)
+        self.lower_ranks = tuple(range(1, len(self.tiers)))
+        self.residents = tuple(Residents(rank, policy) for rank in range(len(self.tiers)))
+        self.leaving_nbytes = [0] * len(self.tiers)
+        self.deletions: tuple[set[asyncio.Task[Exception | None]], ...] = tuple(set() for _ in self.tiers)
+        self._index = index
+        self._quota = quota
+        self._metrics = metrics
+        self._superseded: dict[Entry, list[Entry]] = {}  # by the version that replaces them
+        self._awaited: set[Entry] = set()  # every entry in those lists
+        self._tasks: asyncio.TaskGroup
+        self._background: set[asyncio.Task[Any]] = set()
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Take the task group that work in the background belongs to."""
+        self._tasks = tasks
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T | Exception]:
+        """Run `work` to its end whatever becomes of the caller; an error is the task's result, not its exception."""
+        task = self._tasks.create_task(_caught(work))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def wait_for_background(self) -> None:
+        """Wait for the deletions and other work that requests have left behind."""
+        while self._background:
+            await asyncio.wait(self._background)
+
+    def add_copy(self, entry: Entry, rank: int, copy: Copy) -> None:
+        """Note a complete copy."""
+        entry.set_copy(rank, copy)
+        self.residents[rank].insert(entry)
+
+    def touch(self, entry: Entry) -> None:
+        """Note a use, in the eviction order of every tier that holds a copy."""
+        for rank, copy in enumerate(entry.copies):
+            if copy is not None:
+                self.residents[rank].touch(entry)
+
+    def drop_copy(self, entry: Entry, rank: int) -> list[asyncio.Task[Exception | None]]:
+        """Forget the copy in one tier; the tasks that delete it. Memory needs none."""
+        copy = entry.copies[rank]
+        if copy is None:
+            return []
+        entry.set_copy(rank, None)
+        self.residents[rank].remove(entry)
+        if rank == MEMORY:
+            self.memory.drop(copy)
+            return []
+        self.leaving_nbytes[rank] += entry.record.nbytes
+        task = self.spawn(self._delete(entry, rank, copy))
+        self.deletions[rank].add(task)
+        task.add_done_callback(self.deletions[rank].discard)
+        return [task]
+
+    def drop(self, entry: Entry) -> list[asyncio.Task[Exception | None]]:
+        """Forget every copy, and those of the versions that it was to replace; the tasks that delete them."""
+        tasks = self._end_superseded(entry)
+        return tasks + [task for rank in range(len(self.tiers)) for task in self.drop_copy(entry, rank)]
+
+    def lease(self, entry: Entry) -> None:
+        """Keep an entry's copies until `unlease`."""
+        entry.leases += 1
+
+    def unlease(self, entry: Entry) -> None:
+        """End one lease on an entry; the last one on a replaced entry lets its copies go."""
+        entry.leases -= 1
+        if not entry.current:
+            self._let_go(entry)
+
+    def supersede(self, entry: Entry, old: Entry) -> None:
+        """Let the copies of `old` go, whose place `entry` has taken, as soon as they are not needed any more.
+
+        One entry may take the place of many: of the last version of its key, and of the parts that it was made from.
+        """
+        olds = [*self._superseded.pop(old, ()), old]
+        if self.lower_ranks and not entry.settled:
+            self._superseded.setdefault(entry, []).extend(olds)
+            self._awaited.update(olds)
+            if old.leases == 0:
+                self.drop_copy(old, MEMORY)
+        else:
+            for each in olds:
+                self._let_go(each)
+
+    def settle(self, entry: Entry) -> None:
+        """Note that an entry's way to a lower tier is over; what it replaced is not needed any more."""
+        entry.settled = True
+        self._end_superseded(entry)
+
+    def _end_superseded(self, entry: Entry) -> list[asyncio.Task[Exception | None]]:
+        olds = self._superseded.pop(entry, ())
+        self._awaited.difference_update(olds)
+        return [task for old in olds for task in self._let_go(old)]
+
+    def _let_go(self, old: Entry) -> list[asyncio.Task[Exception | None]]:
+        return self.drop(old) if old.leases == 0 and old not in self._awaited else []
+
+    async def delete(self, entry: Entry) -> None:
+        """Forget every copy, and wait until none would be found after a restart. Raises TierError."""
+        for task in self.drop(entry):
+            error = await asyncio.shield(task)
+            if error is not None:
+                raise error
+
+    def lose_if_bare(self, entry: Entry) -> None:
+        """Make an entry invisible that has no copy left."""
+        if entry.current and not any(copy is not None for copy in entry.copies):
+            self._index.remove(entry)
+            self._quota.give_back(entry.record.tenant, entry.record.nbytes)
+
+    def drop_bad_copy(self, entry: Entry, rank: int, copy: Copy, error: TierError) -> None:
+        """Drop a copy that a read found to be wrong or gone, unless that has happened already."""
+        if entry.copies[rank] is not copy:
+            return
+        name = self.tiers[rank].name
+        if isinstance(error, CorruptCopy):
+            self._metrics.corrupt_copies.labels(name).inc()
+            logger.warning("dropped a corrupt copy in the %s tier: %s", name, error)
+        self.drop_copy(entry, rank)
+        if entry.current and not any(copy is not None for copy in entry.copies):
+            self._metrics.lost_objects.inc()
+            self.lose_if_bare(entry)
+
+    async def _delete(self, entry: Entry, rank: int, copy: Copy) -> None:
+        try:
+            await self.tiers[rank].delete(entry.record, copy)
+        finally:
+            self.leaving_nbytes[rank] -= entry.record.nbytes
+
+
+async def _caught(work: Coroutine[Any, Any, T]) -> T | Exception:
+    try:
+        return await work
+    except TierError as error:
+        return error
+    except Exception as error:
+        logger.exception("work in the background failed")
+        return error

@@ -1,0 +1,134 @@
+"""Room: what is evicted so that something else fits.
+
+A copy is evicted only while nothing leases its entry. The last copy of a pinned entry is never evicted, and from memory
+never the last copy of an entry that a lower tier is still to get.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Callable
+
+from kvgate.errors import ArenaFull, Overloaded, TierFull
+from kvgate.memory.digest import BLOCK_NBYTES
+from kvgate.memory.lease import Lease
+from kvgate.metrics import Metrics
+from kvgate.store.backlog import Backlog
+from kvgate.store.copies import MEMORY, Copies
+from kvgate.store.index import Entry
+
+_MAX_VICTIMS = 4096
+
+
+class Room:
+    """Makes room in memory and in the lower tiers. All methods run on the event loop."""
+
+    def __init__(self, copies: Copies, backlog: Backlog, metrics: Metrics) -> None:
+        self._copies = copies
+        self._backlog = backlog
+        self._metrics = metrics
+
+    def reserve(self, tenant: str, nbytes: int) -> Lease:
+        """Memory for `nbytes`, after evicting what lower tiers hold too. Raises ArenaFull."""
+        while True:
+            try:
+                return self._copies.memory.reserve(tenant, nbytes)
+            except ArenaFull:
+                if not self._evict_from_memory(tenant, nbytes):
+                    raise
+
+    async def reserve_window(self, tenant: str, nbytes: int, timeout_s: float) -> Lease:
+        """Memory to stream an object through: `nbytes`, or less down to one block when there is not so much.
+
+        While objects are on their way to a lower tier, waits up to `timeout_s` for their memory. Raises Overloaded.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for size in (nbytes, nbytes // 4, BLOCK_NBYTES):
+                with contextlib.suppress(ArenaFull):
+                    return self.reserve(tenant, max(BLOCK_NBYTES, size - size % BLOCK_NBYTES))
+            try:
+                async with asyncio.timeout(deadline - time.monotonic() if self._backlog.count else 0):
+                    await self._backlog.next()
+            except TimeoutError:
+                raise Overloaded("memory is full of objects in use; try again") from None
+
+    def extend(self, lease: Lease, nbytes: int) -> None:
+        """Lengthen a lease by `nbytes`, after evicting what lower tiers hold too. Raises ArenaFull."""
+        while True:
+            try:
+                lease.extend(nbytes)
+                return
+            except ArenaFull:
+                if not self._evict_from_memory(lease.owner, nbytes):
+                    raise
+
+    def _may_leave_memory(self, entry: Entry) -> bool:
+        """Whether an entry's copy in memory may be evicted now."""
+        if entry.leases or not (entry.settled or not self._copies.lower_ranks):
+            return False
+        return not entry.pinned or entry.has_copy(*self._copies.lower_ranks)
+
+    async def make(self, rank: int, tenant: str, nbytes: int) -> None:
+        """Evict from a lower tier until an object of `nbytes` fits. Raises TierFull when it cannot."""
+        tier = self._copies.tiers[rank]
+        if nbytes > tier.limit():
+            raise TierFull(f"an object of {nbytes} bytes is larger than the {tier.name} tier")
+        while (shortage := nbytes - tier.room(tenant)) > 0:
+            shortage -= self._copies.leaving_nbytes[rank]
+            victims = self._take_victims(rank, shortage, _may_leave_lower_tier)
+            if not victims and not self._copies.deletions[rank]:
+                raise TierFull(
+                    f"the {tier.name} tier has no room for {nbytes} bytes: what it holds is leased or pinned"
+                )
+            for entry in victims:
+                self._evict(entry, rank)
+            await asyncio.wait(self._copies.deletions[rank], return_when=asyncio.FIRST_COMPLETED)
+
+    def evict_objects(self, tenant: str, nbytes: int, may_go: Callable[[Entry], bool]) -> None:
+        """Evict a tenant's least useful objects altogether, until `nbytes` of its bytes are gone or no more may go."""
+        freed = 0
+        for rank in reversed(
+            range(len(self._copies.tiers))
+        ):  # what lies only in low tiers has not been used for longest
+            victims = self._copies.residents[rank].victims(may_go, tenant)
+            only_here = [entry for entry in itertools.islice(victims, _MAX_VICTIMS) if not entry.has_copy(*range(rank))]
+            for entry in only_here:
+                if freed >= nbytes:
+                    return
+                freed += entry.record.nbytes
+                self._metrics.evicted.labels("quota").inc()
+                self._copies.drop(entry)
+                self._copies.lose_if_bare(entry)
+
+    def _evict_from_memory(self, tenant: str, nbytes: int) -> bool:
+        """Evict from memory at least as much as is missing; False when nothing may go."""
+        if nbytes > self._copies.memory.limit():
+            return False
+        shortage = max(1, nbytes - self._copies.memory.room(tenant))
+        victims = self._take_victims(MEMORY, shortage, self._may_leave_memory)
+        for entry in victims:
+            self._evict(entry, MEMORY)
+        return bool(victims)
+
+    def _take_victims(self, rank: int, shortage: int, may_go: Callable[[Entry], bool]) -> list[Entry]:
+        victims = []
+        if shortage > 0:
+            for entry in self._copies.residents[rank].victims(may_go):
+                victims.append(entry)
+                shortage -= max(1, entry.record.nbytes)
+                if shortage <= 0:
+                    break
+        return victims
+
+    def _evict(self, entry: Entry, rank: int) -> None:
+        self._metrics.evicted.labels(self._copies.tiers[rank].name).inc()
+        self._copies.drop_copy(entry, rank)
+        self._copies.lose_if_bare(entry)
+
+
+def _may_leave_lower_tier(entry: Entry) -> bool:
+    return entry.leases == 0 and not entry.pinned
