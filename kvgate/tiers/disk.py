@@ -22,7 +22,6 @@ import logging
 import os
 import shutil
 import sqlite3
-import threading
 import time
 from array import array
 from collections import Counter
@@ -34,26 +33,31 @@ from typing import ParamSpec, TypeVar
 
 from kvgate.config import Size, option
 from kvgate.errors import ConfigError, CorruptCopy, TierError, TierFull
-from kvgate.memory.digest import BLOCK_NBYTES, verify_blocks
+from kvgate.memory.digest import BLOCK_NBYTES
 from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
 from kvgate.tiers.base import Copy, Record, Usage
-from kvgate.tiers.disk_file import encode_footer, open_verified, read_all, read_footer, write_all
+from kvgate.tiers.disk_file import read_footer
 from kvgate.tiers.disk_index import BATCH_ROWS, DiskIndex
+from kvgate.tiers.disk_streams import (
+    FOOTER_ALLOWANCE_NBYTES,
+    PAGE_NBYTES,
+    DiskReader,
+    DiskUpload,
+    footprint,
+    unlink,
+)
 
 logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_PAGE_NBYTES = 4096
-_FOOTER_ALLOWANCE_NBYTES = 4096
 _FILES_PER_FOLDER = 4096
 _FREE_SHARE = 0.8
 _SWEEP_AFTER_S = 1.0
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TRANSIENT = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
-_NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 @dataclass(frozen=True)
@@ -199,7 +203,7 @@ class DiskTier:
                 return
             at = bisect.bisect_left(live, file)
             if file <= newest and (at == len(live) or live[at] != file):
-                removed += _unlink(Path(path))
+                removed += unlink(Path(path))
         if removed:
             logger.info("disk tier: removed %d files of unfinished writes", removed)
 
@@ -242,7 +246,7 @@ class DiskTier:
         try:
             await self._index.remove(record, copy)
         finally:
-            if await self.run((), _unlink, self.path(copy)):
+            if await self.run((), unlink, self.path(copy)):
                 self.take(-footprint(record.nbytes))
 
     # --- for uploads and readers --------------------------------------------------------------------------------------
@@ -289,127 +293,9 @@ class DiskTier:
             return await run_holding(lease, self._threads, fn, *args, **kwargs)
 
 
-class DiskUpload:
-    """A file on its way into the tier."""
-
-    def __init__(self, tier: DiskTier, file: int, nbytes: int) -> None:
-        self._tier = tier
-        self._file = file
-        self._offset = 0
-        self._fd = -1
-        self._lock = threading.Lock()  # held by whichever thread uses the descriptor
-        self._ended = False
-        self._taken_nbytes = footprint(nbytes)
-        tier.take(self._taken_nbytes)
-
-    async def write(self, lease: Lease, start: int, stop: int) -> None:
-        """See Upload."""
-        grown = footprint(self._offset + stop - start) - self._taken_nbytes
-        if grown > 0:
-            if grown > self._tier.room(lease.owner):
-                raise TierFull(f"the disk tier has no room for an object of {self._offset + stop - start} bytes")
-            self._taken_nbytes += grown
-            self._tier.take(grown)
-        offset, self._offset = self._offset, self._offset + stop - start
-        await self._tier.run(lease, self._write, lease.slices(start, stop), offset)
-
-    async def finish(self, record: Record, blocks: array[int]) -> Copy:
-        """See Upload."""
-        self._ended = True
-        try:
-            await self._tier.run((), self._finish, encode_footer(record, blocks))
-        except BaseException:
-            self._ended = False
-            raise
-        self._tier.take(footprint(record.nbytes) - self._taken_nbytes)
-        return self._file
-
-    async def abort(self) -> None:
-        """See Upload."""
-        if not self._ended:
-            self._ended = True
-            self._tier.take(-self._taken_nbytes)
-            await self._tier.run((), self._discard)
-
-    def _write(self, views: list[memoryview], offset: int) -> None:
-        with self._lock:
-            if self._fd < 0:
-                self._fd = os.open(self._tier.temporary_path(self._file), _NEW_FILE, 0o600)
-            write_all(self._fd, views, offset)
-
-    def _finish(self, footer: bytes) -> None:
-        self._write([memoryview(footer)], self._offset)
-        with self._lock:
-            if self._tier.fsync:
-                os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-        self._tier.settle(self._file)
-
-    def _discard(self) -> None:
-        with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
-        _unlink(self._tier.temporary_path(self._file))
-
-
-class DiskReader:
-    """One open file. Its descriptor keeps the bytes readable after the file has been removed."""
-
-    def __init__(self, tier: DiskTier, record: Record, path: Path) -> None:
-        self._tier = tier
-        self._record = record
-        self._path = path
-        self._fd = -1
-        self._blocks: array[int] = array("Q")
-        self._lock = threading.Lock()  # held by whichever thread uses the descriptor
-
-    async def read_into(self, start: int, lease: Lease, nbytes: int) -> None:
-        """See Reader."""
-        await self._tier.run(lease, self._read, start, lease.slices(0, nbytes))
-
-    async def close(self) -> None:
-        """See Reader."""
-        if self._lock.acquire(blocking=False):
-            self._lock.release()
-            self._close()
-        else:  # a thread whose caller was cancelled still reads
-            await self._tier.run((), self._close)
-
-    def _read(self, start: int, views: list[memoryview]) -> None:
-        with self._lock:
-            if self._fd < 0:
-                self._fd, self._blocks = open_verified(str(self._path), self._record)
-            read_all(self._fd, views, start)
-            stop = start + sum(map(len, views))
-            if not verify_blocks(views, start, stop, self._record.nbytes, self._blocks):
-                raise CorruptCopy("the bytes on disk do not match their digest")
-
-    def _close(self) -> None:
-        with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
-
-
-def footprint(nbytes: int) -> int:
-    """The room that an object of `nbytes` is counted for: its blocks on disk and an allowance for the footer."""
-    with_footer = nbytes + _FOOTER_ALLOWANCE_NBYTES + 8 * (nbytes // BLOCK_NBYTES)
-    return -(-with_footer // _PAGE_NBYTES) * _PAGE_NBYTES
-
-
 def _body_nbytes(room_nbytes: int) -> int:
     """The largest body whose footprint fits into `room_nbytes`, to within two pages."""
-    return max(0, room_nbytes - _FOOTER_ALLOWANCE_NBYTES - _PAGE_NBYTES - 8 * (room_nbytes // BLOCK_NBYTES))
-
-
-def _unlink(path: Path) -> bool:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return False
-    return True
+    return max(0, room_nbytes - FOOTER_ALLOWANCE_NBYTES - PAGE_NBYTES - 8 * (room_nbytes // BLOCK_NBYTES))
 
 
 @contextlib.contextmanager

@@ -19,7 +19,8 @@ from kvgate.errors import NoSuchKey, Overloaded, QuotaExceeded, StoreFull
 from kvgate.metrics import Metrics
 from kvgate.store.config import StoreConfig
 from kvgate.store.store import Store, open_store
-from kvgate.tiers.disk import DiskConfig, DiskTier, footprint
+from kvgate.tiers.disk import DiskConfig, DiskTier
+from kvgate.tiers.disk_streams import footprint
 from kvgate.tiers.host import HostConfig, HostTier
 from tests.store.conftest import fill
 
