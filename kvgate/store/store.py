@@ -16,7 +16,6 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +35,7 @@ from kvgate.store.quota import Quota
 from kvgate.store.read import Read
 from kvgate.store.spaces import Spaces, parse_any_key
 from kvgate.store.survivors import Survivors
+from kvgate.store.values import Match, Place, TenantStats, TierUsage
 from kvgate.store.write import Precondition, Write
 from kvgate.tiers.base import Record, Tier
 from kvgate.tiers.host import HostTier
@@ -43,47 +43,6 @@ from kvgate.tiers.host import HostTier
 logger = logging.getLogger(__name__)
 
 _EXPIRE_EVERY_S = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a chunk was found: the fastest tier that holds it, and its body's bytes."""
-
-    tier: str
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """The chunks present from the first one on, without a gap, leased for `expires_s` seconds.
-
-    lease: the name to release it by; empty when nothing was found
-    """
-
-    places: list[Place]
-    lease: str
-    expires_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class TierUsage:
-    """What a tenant has in one tier."""
-
-    objects: int
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class TenantStats:
-    """A tenant's own numbers. `nbytes` counts each object once, uploads in flight included."""
-
-    objects: int
-    nbytes: int
-    quota_nbytes: int | None
-    tiers: dict[str, TierUsage]
-    leases: int
-    match_chunks_asked: int
-    match_chunks_found: int
 
 
 class Store:

@@ -1,0 +1,46 @@
+"""What the store answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a chunk was found: the fastest tier that holds it, and its body's bytes."""
+
+    tier: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The chunks present from the first one on, without a gap, leased for `expires_s` seconds.
+
+    lease: the name to release it by; empty when nothing was found
+    """
+
+    places: list[Place]
+    lease: str
+    expires_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TierUsage:
+    """What a tenant has in one tier."""
+
+    objects: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TenantStats:
+    """A tenant's own numbers. `nbytes` counts each object once, uploads in flight included."""
+
+    objects: int
+    nbytes: int
+    quota_nbytes: int | None
+    tiers: dict[str, TierUsage]
+    leases: int
+    match_chunks_asked: int
+    match_chunks_found: int
