@@ -109,9 +109,13 @@ def checksum_header(body: bytes) -> str:
     return f"x-amz-checksum-crc64nvme: {b64encode(crc64nvme(body).to_bytes(8, 'big')).decode()}"
 
 
+BUSY_MACHINE_S = 2.0
+"""How late a test may be for reasons of its machine; without a deadline it would wait for much longer."""
+
+
 @contextmanager
 def ends_within(least_s: float, most_s: float) -> Iterator[None]:
     """Asserts how long the block takes."""
     start_s = time.monotonic()
     yield
-    assert least_s <= time.monotonic() - start_s <= most_s
+    assert least_s <= time.monotonic() - start_s <= most_s + BUSY_MACHINE_S
