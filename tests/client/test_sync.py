@@ -33,9 +33,13 @@ def test_peer_that_never_answers_costs_the_deadline(serve, client_of) -> None:
 def test_peer_that_accepts_but_has_no_room_costs_the_deadline(client_of) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
         address = listener.getsockname()
-        with socket.create_connection(address), Client(f"http://127.0.0.1:{address[1]}", "a", "b") as client:
-            with ends_within(0.3, 0.7), pytest.raises(DeadlineExceeded):
-                client.tenant(deadline_s=0.3)
+        with (
+            socket.create_connection(address),
+            Client(f"http://127.0.0.1:{address[1]}", "a", "b") as client,
+            ends_within(0.3, 0.7),
+            pytest.raises(DeadlineExceeded),
+        ):
+            client.tenant(deadline_s=0.3)
 
 
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n"])
