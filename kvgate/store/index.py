@@ -157,8 +157,8 @@ class Index:
         objects = self.objects(tenant, bucket)
         keys = objects.keys()
         at = max(objects.bisect_left(prefix), objects.bisect_right(after) if after else 0)
-        if delimiter and after.startswith(prefix) and after.endswith(delimiter):
-            at = max(at, objects.bisect_left(_successor(after)))
+        if delimiter and after.startswith(prefix) and _rolled(after, prefix, delimiter) == after:
+            at = max(at, _behind(objects, after))
         records: list[Record] = []
         prefixes: list[str] = []
         last = ""
@@ -168,21 +168,28 @@ class Index:
                 break
             if len(records) + len(prefixes) >= limit:
                 return Listing(records, prefixes, limit > 0, last)
-            cut = key.find(delimiter, len(prefix)) if delimiter else -1
-            if cut < 0:
+            last = _rolled(key, prefix, delimiter)
+            if last:
+                prefixes.append(last)
+                at = _behind(objects, last)
+            else:
                 records.append(objects[key].record)
                 last = key
                 at += 1
-            else:
-                last = key[: cut + len(delimiter)]
-                prefixes.append(last)
-                at = objects.bisect_left(_successor(last))
         return Listing(records, prefixes, False, last)
 
 
-def _successor(prefix: str) -> str:
-    """The least string that is greater than every string beginning with `prefix`."""
-    last = ord(prefix[-1]) + 1
-    while 0xD800 <= last <= 0xDFFF:  # keys hold no surrogates
-        last = 0xE000
-    return prefix[:-1] + chr(last) if last <= 0x10FFFF else prefix + chr(0x10FFFF) * 2
+def _rolled(key: str, prefix: str, delimiter: str) -> str:
+    """The prefix that a key is rolled up into: up to the first delimiter behind `prefix`; empty when it is not."""
+    cut = key.find(delimiter, len(prefix)) if delimiter else -1
+    return key[: cut + len(delimiter)] if cut >= 0 else ""
+
+
+def _behind(objects: SortedDict, prefix: str) -> int:
+    """Where the keys that are greater than every key beginning with `prefix` begin."""
+    kept = prefix.rstrip("\U0010ffff")
+    if not kept:
+        return len(objects)
+    code = ord(kept[-1]) + 1
+    following = chr(0xE000 if 0xD800 <= code <= 0xDFFF else code)  # keys hold no surrogates
+    return int(objects.bisect_left(kept[:-1] + following))
