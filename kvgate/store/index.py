@@ -157,7 +157,7 @@ class Index:
         objects = self.objects(tenant, bucket)
         keys = objects.keys()
         at = max(objects.bisect_left(prefix), objects.bisect_right(after) if after else 0)
-        if delimiter and after.startswith(prefix) and _rolled(after, prefix, delimiter) == after:
+        if after and after.startswith(prefix) and _rolled(after, prefix, delimiter) == after:
             at = max(at, _behind(objects, after))
         records: list[Record] = []
         prefixes: list[str] = []
