@@ -3,24 +3,17 @@
 Each tenant has an eviction order of its own. The next victim comes from the tenant that takes the most of the tier, so
 that a flood of one tenant's objects pushes out that tenant's own, not a small neighbour's.
 
-Entries that have not been used since the gateway started are cold: they are kept by age in a form that costs a start
-with a million of them almost nothing, and go before every entry that has been used.
+Entries that have not been used since the gateway started are cold, and go before every entry that has been used.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 
+from kvgate.store.cold import Cold
 from kvgate.store.eviction.base import EvictionPolicy
 from kvgate.store.index import Entry
-
-AGE_CLASS_BITS = 17
-"""An age class is an mtime in ms without these bits: 131 s, whose objects are sorted only when their turn comes."""
-
-Cold = defaultdict[int, list[Entry]]
-"""Entries by their age class; a lower one is older."""
 
 
 class Residents:
@@ -95,17 +88,7 @@ class Residents:
         self._objects[tenant] += objects
 
     def _in_order(self, tenant: str) -> Iterator[Entry]:
-        cold, order = self._cold.setdefault(tenant, defaultdict(list)), self._orders[tenant]
-        for age in sorted(cold):
-            left = [entry for entry in cold[age] if entry.copies[self._rank] is not None and entry not in order]
-            if left:
-                left.sort(key=_mtime_ms)
-                cold[age] = left
-                yield from left
-            else:
-                del cold[age]
+        order, rank = self._orders[tenant], self._rank
+        if (cold := self._cold.get(tenant)) is not None:
+            yield from cold.in_order(lambda entry: entry.copies[rank] is not None and entry not in order)
         yield from order.victims()
-
-
-def _mtime_ms(entry: Entry) -> int:
-    return entry.record.mtime_ms

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 
+from kvgate.store.cold import AGE_CLASS_BITS, Cold
 from kvgate.store.index import Entry, Index
 from kvgate.store.quota import Quota
-from kvgate.store.residents import AGE_CLASS_BITS, Cold, Residents
+from kvgate.store.residents import Residents
 from kvgate.tiers.base import Copy, Record
 
 
@@ -20,7 +21,7 @@ class Survivors:
     def __init__(self, tiers: int) -> None:
         self._tiers = tiers
         self._entries: dict[tuple[str, str], dict[str, Entry]] = {}
-        self._cold: defaultdict[tuple[int, str], Cold] = defaultdict(lambda: defaultdict(list))
+        self._cold: defaultdict[tuple[int, str], Cold] = defaultdict(Cold)
 
     def add(self, rank: int, batch: Iterable[tuple[Record, Copy]]) -> None:
         """Note copies in the tier of this rank. Where two tiers hold different versions, the faster tier's counts."""
@@ -30,7 +31,7 @@ class Survivors:
             if record.bucket is not bucket or record.tenant is not tenant:
                 tenant, bucket = record.tenant, record.bucket
                 entries = self._entries.setdefault((tenant, bucket), {})
-                cold = self._cold[rank, tenant]
+                classes = self._cold[rank, tenant].classes
             key = record.key
             entry = entries.get(key)
             if entry is None:
@@ -42,7 +43,7 @@ class Survivors:
                 entry.set_copy(rank, copy)
             else:
                 continue
-            cold[record.mtime_ms >> AGE_CLASS_BITS].append(entry)
+            classes[record.mtime_ms >> AGE_CLASS_BITS].append(entry)
 
     def install(self, index: Index, quota: Quota, residents: tuple[Residents, ...]) -> None:
         """Make everything visible."""
@@ -51,5 +52,5 @@ class Survivors:
             index.load(tenant, bucket, entries)
             quota.add(tenant, sum(entry.record.nbytes for entry in entries.values()))
         for (rank, tenant), cold in self._cold.items():
-            sizes = [entry.record.nbytes for entries in cold.values() for entry in entries]
+            sizes = [entry.record.nbytes for entries in cold.classes.values() for entry in entries]
             residents[rank].load(tenant, cold, len(sizes), sum(sizes))
