@@ -14,7 +14,7 @@ from kvgate.auth import sigv4
 from kvgate.chunk.key import ManifestKey
 from kvgate.client.sync import Client
 from tests.chunks import SPACE, chunk
-from tests.gateways import ALPHA, RunningGateway
+from tests.gateways import ALPHA, BETA, RunningGateway, default_config
 from tests.wire import raw_exchange, send, send_and_hang_up, signed_head
 
 MiB = 1 << 20
@@ -24,8 +24,6 @@ OTHER = "ab" * 32
 
 @pytest.fixture(scope="module")
 def module_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    from tests.gateways import default_config
-
     folder = tmp_path_factory.mktemp("bad-input")
     config = default_config(folder)
     config["tenants"]["alpha"]["quota"] = "64MiB"
@@ -212,8 +210,6 @@ def test_quota(intact: RunningGateway) -> None:
 
 
 def test_chunks_take_the_place_of_older_chunks_within_the_quota(start_gateway: Callable[..., RunningGateway]) -> None:
-    from tests.gateways import BETA
-
     _, body = chunk(0)
     quota = 10 * len(body) + len(SPACE.canonical_json())
     keys = {"alpha": {"access_keys": [vars(ALPHA)], "buckets": [BUCKET], "quota": quota}}

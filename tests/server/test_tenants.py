@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.client.sync import Client
 from kvgate.errors import GatewayError
 from tests.chunks import SPACE
-from tests.gateways import ALPHA, BETA, Credential, RunningGateway
+from tests.gateways import ALPHA, BETA, Credential, RunningGateway, default_config
 from tests.wire import send
 
 SHARED = "shared-name"  # a bucket of this name in both tenants
@@ -28,15 +29,18 @@ def client(gateway: RunningGateway, credential: Credential) -> Client:
     return Client(gateway.url, credential.access_key, credential.secret_key)
 
 
-@pytest.fixture
-def stored(gateway: RunningGateway) -> RunningGateway:
-    """Alpha has an object and a chunk in both buckets."""
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """A gateway where alpha alone has something: an object and a chunk in both buckets."""
+    folder = tmp_path_factory.mktemp("tenants")
+    gateway = RunningGateway(folder, default_config(folder)).start()
     with client(gateway, ALPHA) as alpha:
         for bucket in (SHARED, OF_ALPHA):
             alpha.put(bucket, "secret", b"alpha's own")
             alpha.put(bucket, str(ManifestKey(SPACE.id)), SPACE.canonical_json())
             alpha.put(bucket, str(ChunkKey(SPACE.id, NAME.hex())), CHUNK)
-    return gateway
+    yield gateway
+    gateway.kill()
 
 
 REQUESTS: list[tuple[str, str, str, dict[str, str], bytes]] = [
