@@ -65,7 +65,8 @@ class GatewayConfig:
                     check_bucket(bucket)
                 except InvalidBucketName as error:
                     raise ConfigError(f"tenants.{name}.buckets: {error}") from None
-        self.tier_options()
+        if len(self.tier_options()) == 1 and self.store.ack == "disk":
+            raise ConfigError("store.ack: `disk` needs a tier below memory; configure `tiers.disk`, or use `memory`")
 
     def tier_options(self) -> list[tuple[Any, Any]]:
         """Each tier's class and its options, memory first. Raises ConfigError."""

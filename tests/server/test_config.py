@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvgate.config import build
+from kvgate.errors import ConfigError
+from kvgate.server.config import GatewayConfig
+
+KEY = {"access_key": "KEY0", "secret_key": "0123456789abcdef"}
+
+
+def config(**sections: Any) -> GatewayConfig:
+    return build(GatewayConfig, {"tenants": {"one": {"access_keys": [KEY]}}, **sections})
+
+
+def test_memory_is_the_first_tier_whatever_the_file_says(tmp_path: Any) -> None:
+    tiers = config(tiers={"disk": {"path": str(tmp_path)}, "host": {"capacity": "2GiB"}}).tier_options()
+    assert [tier.name for tier, _ in tiers] == ["host", "disk"]
+    assert tiers[0][1].capacity == 2 << 30
+    assert [tier.name for tier, _ in config().tier_options()] == ["host"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"tenants": {}}, "tenants: expected at least one"),
+        ({"tiers": {"dusk": {}}}, "no plug-in 'dusk' in kvgate.tiers; installed: disk, host"),
+        ({"tiers": {"disk": {"capacity": "1GiB"}}}, "tiers.disk.path: this key is required"),
+        ({"tiers": {"host": {"capacty": "1GiB"}}}, "tiers.host.capacty: unknown key; did you mean 'capacity'"),
+        ({"store": {"ack": "disk"}}, "store.ack: `disk` needs a tier below memory"),
+        ({"listen": {"port": 9000, "admin_port": 9000}}, "another port"),
+        ({"tenants": {"one": {"access_keys": [KEY], "buckets": ["No"]}}}, "tenants.one.buckets: a bucket name is"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_the_key_named(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config(**sections)
+    assert words in str(raised.value)
+    assert KEY["secret_key"] not in str(raised.value)
