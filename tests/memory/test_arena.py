@@ -100,14 +100,18 @@ def test_refusal_of_the_system_takes_nothing(spare_descriptors: int) -> None:
     """Three segments are needed, of two descriptors each; the process runs out before each of the six."""
     arena = Arena(8 * MiB, MiB)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = os.dup(0)  # the lowest free number: descriptors above it count as used up
-    os.close(free)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare_descriptors, limits[1]))
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    fillers = [os.dup(0)]  # in every gap below the highest number, which other tests have left
+    while fillers[-1] < highest:
+        fillers.append(os.dup(0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + spare_descriptors, limits[1]))
     try:
         with pytest.raises(ArenaFull, match="Too many open files"):
             arena.reserve("a", 3 * MiB)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for filler in fillers:
+            os.close(filler)
     assert arena.used_nbytes == arena.lease_count == 0
     assert arena.segment_count == spare_descriptors // 2
     assert arena.headroom("a") == arena.headroom("b") == 8 * MiB
