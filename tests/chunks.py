@@ -26,8 +26,13 @@ SPACE = Space(
 )
 
 
+def chunk_hash(number: int) -> bytes:
+    """The name of chunk `number`, 32 bytes."""
+    return hashlib.sha256(b"chunk %d" % number).digest()
+
+
 def chunk(number: int = 0) -> tuple[str, bytes]:
     """The key and the bytes of a good chunk."""
-    name = hashlib.sha256(b"chunk %d" % number).digest()
+    name = chunk_hash(number)
     header = ChunkHeader.encode(SPACE, name, bytes(32), 0)
     return str(ChunkKey(SPACE.id, name.hex())), header + bytes(SPACE.layout.nbytes)

@@ -90,6 +90,8 @@ class Front(web.Server):
         try:
             return await self._send(incoming, body, response, request_id)
         finally:
+            if not isinstance(response.body, bytes):
+                response.body.close()
             operation = response.operation or "unknown"
             self._metrics.requests.labels(operation, str(response.status)).inc()
             self._metrics.request_seconds.labels(operation).observe(time.monotonic() - began)
@@ -97,7 +99,7 @@ class Front(web.Server):
     async def _send(
         self, incoming: web.BaseRequest, body: _Body, response: Response, request_id: str
     ) -> web.StreamResponse:
-        outgoing = start_response(response, request_id)
+        outgoing = _start_response(response, request_id)
         if self._draining:
             outgoing.force_close()
         if body.unread_after_expect:  # whether the peer will send it now is not known
@@ -124,8 +126,6 @@ class Front(web.Server):
                 incoming.transport.abort()
         except ConnectionError:
             logger.debug("request %s: the peer has gone", request_id)
-        finally:
-            content.close()
         return outgoing
 
 
@@ -204,7 +204,7 @@ class _Body:
             raise IncompleteBody(f"the body ended before its announced length: {error}") from error
 
 
-def start_response(response: Response, request_id: str) -> web.StreamResponse:
+def _start_response(response: Response, request_id: str) -> web.StreamResponse:
     """An aiohttp response with status and headers; the body is not sent yet."""
     outgoing = web.StreamResponse(status=response.status, headers=response.headers)
     outgoing.headers["Server"] = "kvgate"

@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from aiohttp import web
@@ -35,17 +34,8 @@ _KVAPI_PREFIX = "/_kv/"
 _BACKLOG = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where a running gateway listens."""
-
-    host: str
-    port: int
-    admin_port: int
-
-
 @contextlib.asynccontextmanager
-async def running(config: GatewayConfig) -> AsyncIterator[Addresses]:
+async def running(config: GatewayConfig) -> AsyncIterator[None]:
     """A gateway that takes requests inside the context.
 
     Leaving it drains: no new connections, requests in flight go on for at most `listen.drain_timeout`, and what is only
@@ -77,9 +67,8 @@ async def running(config: GatewayConfig) -> AsyncIterator[Addresses]:
         stack.push_async_callback(front.drain, config.listen.drain_timeout)
         stack.push_async_callback(site.stop)
         stack.callback(draining.set)
-        addresses = Addresses(config.listen.host, _port(listener), _port(admin_listener))
-        logger.info("kvgate listens on %s:%d", addresses.host, addresses.port)
-        yield addresses
+        logger.info("kvgate listens on %s:%d", *listener.getsockname()[:2])
+        yield
 
 
 async def serve(config: GatewayConfig) -> None:
@@ -118,8 +107,3 @@ def _listen(config: ListenConfig, port: int) -> socket.socket:
         raise ConfigError(
             f"listen: {config.host}:{port} cannot be had ({error.strerror or error}); is another gateway running?"
         ) from error
-
-
-def _port(sock: socket.socket) -> int:
-    port: int = sock.getsockname()[1]
-    return port

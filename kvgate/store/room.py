@@ -66,12 +66,6 @@ class Room:
                 if not self._evict_from_memory(lease.owner, nbytes):
                     raise
 
-    def _may_leave_memory(self, entry: Entry) -> bool:
-        """Whether an entry's copy in memory may be evicted now."""
-        if entry.leases or not (entry.settled or not self._copies.lower_ranks):
-            return False
-        return not entry.pinned or entry.has_copy(*self._copies.lower_ranks)
-
     async def make(self, rank: int, tenant: str, nbytes: int) -> None:
         """Evict from a lower tier until an object of `nbytes` fits. Raises TierFull when it cannot."""
         tier = self._copies.tiers[rank]
@@ -91,9 +85,8 @@ class Room:
     def evict_objects(self, tenant: str, nbytes: int, may_go: Callable[[Entry], bool]) -> None:
         """Evict a tenant's least useful objects altogether, until `nbytes` of its bytes are gone or no more may go."""
         freed = 0
-        for rank in reversed(
-            range(len(self._copies.tiers))
-        ):  # what lies only in low tiers has not been used for longest
+        # What lies only in low tiers has not been used for longest.
+        for rank in reversed(range(len(self._copies.tiers))):
             victims = self._copies.residents[rank].victims(may_go, tenant)
             only_here = [entry for entry in itertools.islice(victims, _MAX_VICTIMS) if not entry.has_copy(*range(rank))]
             for entry in only_here:
@@ -103,6 +96,12 @@ class Room:
                 self._metrics.evicted.labels("quota").inc()
                 self._copies.drop(entry)
                 self._copies.lose_if_bare(entry)
+
+    def _may_leave_memory(self, entry: Entry) -> bool:
+        """Whether an entry's copy in memory may be evicted now."""
+        if entry.leases or not (entry.settled or not self._copies.lower_ranks):
+            return False
+        return not entry.pinned or entry.has_copy(*self._copies.lower_ranks)
 
     def _evict_from_memory(self, tenant: str, nbytes: int) -> bool:
         """Evict from memory at least as much as is missing; False when nothing may go."""

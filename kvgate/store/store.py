@@ -27,6 +27,7 @@ from kvgate.errors import BucketNotEmpty, InvalidManifest, NoSuchKey, TooManyBuc
 from kvgate.metrics import Metrics
 from kvgate.store.catalog import Catalog
 from kvgate.store.config import StoreConfig
+from kvgate.store.copies import Copies
 from kvgate.store.index import Bucket, Entry, Index, Listing
 from kvgate.store.leases import LeaseTable
 from kvgate.store.multipart import Multipart
@@ -65,10 +66,9 @@ class Store:
         self._quota = Quota()
         self._spaces = Spaces()
         policy = plugins.load("kvgate.eviction", config.eviction)
-        self._placement = Placement(memory, lower, self._index, self._quota, policy, metrics)
-        self._leases = LeaseTable(
-            config.max_leases, clock, self._placement.copies.lease, self._placement.copies.unlease
-        )
+        copies = Copies(memory, lower, self._index, self._quota, policy, metrics)
+        self._placement = Placement(copies, metrics)
+        self._leases = LeaseTable(config.max_leases, clock, copies.lease, copies.unlease)
         self._matched: dict[str, tuple[int, int]] = {}
         self.multipart = Multipart(
             placement=self._placement,

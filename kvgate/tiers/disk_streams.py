@@ -8,7 +8,7 @@ from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvgate.errors import CorruptCopy, TierFull
+from kvgate.errors import CorruptCopy, TierError, TierFull
 from kvgate.memory.digest import BLOCK_NBYTES, verify_blocks
 from kvgate.memory.lease import Lease
 from kvgate.tiers.base import Copy, Record
@@ -32,6 +32,7 @@ class DiskUpload:
         self._fd = -1
         self._lock = threading.Lock()  # held by whichever thread uses the descriptor
         self._ended = False
+        self._discarded = False
         self._taken_nbytes = footprint(nbytes)
         tier.take(self._taken_nbytes)
 
@@ -66,25 +67,34 @@ class DiskUpload:
 
     def _write(self, views: list[memoryview], offset: int) -> None:
         with self._lock:
-            if self._fd < 0:
-                self._fd = os.open(self._tier.temporary_path(self._file), _NEW_FILE, 0o600)
-            write_all(self._fd, views, offset)
+            self._write_locked(views, offset)
+
+    def _write_locked(self, views: list[memoryview], offset: int) -> None:
+        if self._discarded:  # the caller was cancelled, and has aborted before this thread came to work
+            raise TierError("the upload was aborted")
+        if self._fd < 0:
+            self._fd = os.open(self._tier.temporary_path(self._file), _NEW_FILE, 0o600)
+        write_all(self._fd, views, offset)
 
     def _finish(self, footer: bytes) -> None:
-        self._write([memoryview(footer)], self._offset)
         with self._lock:
+            self._write_locked([memoryview(footer)], self._offset)
             if self._tier.fsync:
                 os.fsync(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-        self._tier.settle(self._file)
+            self._close_locked()
+            self._tier.settle(self._file)
 
     def _discard(self) -> None:
         with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
-        unlink(self._tier.temporary_path(self._file))
+            self._discarded = True
+            self._close_locked()
+            unlink(self._tier.temporary_path(self._file))
+            unlink(self._tier.path(self._file))  # where a `finish` that was cancelled may have brought it
+
+    def _close_locked(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class DiskReader:
@@ -95,6 +105,7 @@ class DiskReader:
         self._record = record
         self._path = path
         self._fd = -1
+        self._closed = False
         self._blocks: array[int] = array("Q")
         self._lock = threading.Lock()  # held by whichever thread uses the descriptor
 
@@ -105,13 +116,17 @@ class DiskReader:
     async def close(self) -> None:
         """See Reader."""
         if self._lock.acquire(blocking=False):
-            self._lock.release()
-            self._close()
+            try:
+                self._close_locked()
+            finally:
+                self._lock.release()
         else:  # a thread whose caller was cancelled still reads
             await self._tier.run((), self._close)
 
     def _read(self, start: int, views: list[memoryview]) -> None:
         with self._lock:
+            if self._closed:  # the caller was cancelled, and has closed before this thread came to work
+                raise TierError("the reader is closed")
             if self._fd < 0:
                 self._fd, self._blocks = open_verified(str(self._path), self._record)
             read_all(self._fd, views, start)
@@ -121,9 +136,13 @@ class DiskReader:
 
     def _close(self) -> None:
         with self._lock:
-            if self._fd >= 0:
-                os.close(self._fd)
-                self._fd = -1
+            self._close_locked()
+
+    def _close_locked(self) -> None:
+        self._closed = True
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def footprint(nbytes: int) -> int:

@@ -173,7 +173,7 @@ def test_manifest_that_is_not_the_one_of_its_key(intact: RunningGateway) -> None
 
 def test_chunk_that_disagrees_with_its_key_or_space(intact: RunningGateway) -> None:
     key, good = chunk(1)
-    other_key, other = chunk(2)
+    _, other = chunk(2)
     bad = {
         "another chunk": other,
         "no header": bytes(len(good)),
@@ -189,7 +189,6 @@ def test_chunk_that_disagrees_with_its_key_or_space(intact: RunningGateway) -> N
     for body in bad.values():
         answer = send(intact, "PUT", f"/{BUCKET}/{key}", {"content-length": str(len(body))}, body)
         refused(answer, 400, "InvalidChunk")
-    assert other_key != key
 
 
 def test_chunk_is_immutable(intact: RunningGateway) -> None:

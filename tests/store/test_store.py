@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from kvgate.auth.tenants import Tenant
+from kvgate.chunk.key import ManifestKey
 from kvgate.errors import (
     BucketNotEmpty,
     CorruptCopy,
@@ -21,7 +22,8 @@ from kvgate.errors import (
     StoreFull,
     TooManyBuckets,
 )
-from tests.store.conftest import ALPHA, BETA, MiB, OpenStore, fill
+from tests.chunks import SPACE, chunk, chunk_hash
+from tests.store.conftest import ALPHA, BETA, MiB, Opened, OpenStore, fill
 
 
 async def test_reads_back_ranges_from_memory_and_from_disk(open_test_store: OpenStore) -> None:
@@ -380,13 +382,13 @@ async def test_bucket_limits(open_test_store: OpenStore) -> None:
 
 async def test_match_finds_the_longest_prefix_and_leases_it(open_test_store: OpenStore) -> None:
     async with open_test_store() as opened:
-        space, hashes = "ab" * 32, [bytes([n]) * 32 for n in range(5)]
-        assert opened.store.match("alpha", "bucket", space, hashes, 30.0).places == []
-        put_entries(opened, space, [hashes[0], hashes[1], hashes[3]])
-        match = opened.store.match("alpha", "bucket", space, hashes, 30.0)
-        assert [place.nbytes for place in match.places] == [10, 10]
-        assert opened.store.match("beta", "bucket", space, hashes, 30.0).places == []
-        entry = opened.store._index.get("alpha", "bucket", f"kv/{space}/{hashes[0].hex()}")
+        hashes = [chunk_hash(number) for number in range(5)]
+        assert opened.store.match("alpha", "bucket", SPACE.id, hashes, 30.0).places == []
+        await put_chunks(opened, 0, 1, 3)
+        match = opened.store.match("alpha", "bucket", SPACE.id, hashes, 30.0)
+        assert [place.nbytes for place in match.places] == [len(chunk(0)[1])] * 2
+        assert opened.store.match("beta", "bucket", SPACE.id, hashes, 30.0).places == []
+        entry = opened.store._index.get("alpha", "bucket", chunk(0)[0])
         assert entry.leases == 1
         with pytest.raises(NoSuchLease):
             opened.store.release("beta", match.lease)
@@ -400,10 +402,9 @@ async def test_match_finds_the_longest_prefix_and_leases_it(open_test_store: Ope
 
 async def test_lease_ends_at_its_deadline(open_test_store: OpenStore) -> None:
     async with open_test_store() as opened:
-        space, hashes = "ab" * 32, [bytes(32)]
-        put_entries(opened, space, hashes)
-        match = opened.store.match("alpha", "bucket", space, hashes, 0.05)
-        entry = opened.store._index.get("alpha", "bucket", f"kv/{space}/{hashes[0].hex()}")
+        await put_chunks(opened, 0)
+        match = opened.store.match("alpha", "bucket", SPACE.id, [chunk_hash(0)], 0.05)
+        entry = opened.store._index.get("alpha", "bucket", chunk(0)[0])
         assert (entry.leases, opened.store.stats(ALPHA).leases) == (1, 1)
         await asyncio.sleep(0.06)
         assert (opened.store.stats(ALPHA).leases, entry.leases) == (0, 0)
@@ -411,21 +412,10 @@ async def test_lease_ends_at_its_deadline(open_test_store: OpenStore) -> None:
             opened.store.release("alpha", match.lease)
 
 
-def put_entries(opened: Any, space: str, hashes: list[bytes]) -> None:
-    """Chunks as the index knows them; what a body must look like is tested where bodies are checked."""
-    from kvgate.memory.digest import BlockDigest
-    from kvgate.store.index import Entry
-    from kvgate.tiers.base import Record
-
-    for chunk_hash in hashes:
-        entry = Entry(Record("alpha", "bucket", f"kv/{space}/{chunk_hash.hex()}", 10, 0, 0), (None, None))
-        opened.store._index.put(entry)
-        opened.store._quota.add("alpha", 10)
-        digest = BlockDigest()
-        digest.update(memoryview(bytes(10)))
-        opened.store._placement.copies.add_copy(
-            entry, 0, opened.memory.adopt(opened.memory.reserve("alpha", 10), digest.blocks)
-        )
+async def put_chunks(opened: Opened, *numbers: int) -> None:
+    await opened.put(str(ManifestKey(SPACE.id)), SPACE.canonical_json())
+    for number in numbers:
+        await opened.put(*chunk(number))
 
 
 async def read_zeros(views: Any) -> None:

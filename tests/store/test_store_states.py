@@ -69,6 +69,9 @@ class StoreStates(RuleBasedStateMachine):
                 await self.ending.wait()
 
         self.life = asyncio.create_task(live())
+        await asyncio.wait([self.life, self.opened], return_when=asyncio.FIRST_COMPLETED)
+        if self.life.done():
+            await self.life  # raises why it could not open
         self.store = await self.opened
 
     async def close(self) -> None:

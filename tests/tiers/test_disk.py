@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
@@ -128,6 +129,37 @@ class TestDiskTier(TierContract):
                 except TierError:
                     continue
             await again.close()
+
+    async def test_cancelled_finish_leaves_no_file(self, tier: DiskTier, arena: Arena) -> None:
+        """Whatever the thread has reached when its caller is cancelled: not begun, or the file already in its place."""
+        used, (record, blocks) = tier.usage(), describe("k", bytes(3000))
+        for moment_s in [0, 0, 0, 0.0001, 0.0003, 0.001, 0.003] * 8:
+            upload = await tier.begin("tenant", record.nbytes)
+            with filled(arena, bytes(3000)) as lease:
+                await upload.write(lease, 0, record.nbytes)
+            finish = asyncio.create_task(upload.finish(record, blocks))
+            await asyncio.sleep(moment_s)
+            if finish.done():
+                await tier.delete(record, finish.result())
+                continue
+            finish.cancel()
+            await asyncio.gather(finish, return_exceptions=True)
+            await upload.abort()
+        assert tier.usage() == used
+        assert not [path for path in tier.folder.rglob("*") if path.is_file() and path.parent.name not in ("disk",)]
+
+    async def test_work_after_an_abort_or_a_close_opens_nothing(self, tier: DiskTier, arena: Arena) -> None:
+        """A thread that came too late for its cancelled caller."""
+        record, copy = await self.put(tier, arena, "k", b"body")
+        upload, reader = await tier.begin("tenant", 4), tier.open(record, copy)
+        await upload.abort()
+        await reader.close()
+        with filled(arena, b"body") as lease:
+            with pytest.raises(TierError, match="aborted"):
+                await upload.write(lease, 0, 4)
+            with pytest.raises(TierError, match="closed"):
+                await reader.read_into(0, lease, 4)
+        assert not list((tier.folder / "tmp").iterdir())
 
     async def test_one_gateway_at_a_time_uses_a_folder(self, tier: DiskTier) -> None:
         second = DiskTier(tier._config)
