@@ -57,13 +57,19 @@ class EmptyBody:
 
 @dataclass(slots=True)
 class Request:
-    """One request: an undecoded target, headers and a body that has not been read."""
+    """One request: an undecoded target, headers and a body that has not been read.
+
+    bucket:       what the listener that it came by is bound to; empty when the request names its bucket itself
+    exact_ranges: whether a range that ends behind the end of its object is to be refused
+    """
 
     method: str
     raw_path: str
     raw_query: str = ""
     headers: Headers = field(default_factory=Headers)
     body: RequestBody = field(default_factory=EmptyBody)
+    bucket: str = ""
+    exact_ranges: bool = False
 
 
 class ResponseBody(Protocol):

@@ -25,12 +25,12 @@ def start_gateway(tmp_path: Path) -> Iterator[Callable[..., RunningGateway]]:
     """Start a gateway for one test alone. Its arguments are merged into the sections of the default configuration."""
     started: list[RunningGateway] = []
 
-    def start(**sections: dict[str, Any]) -> RunningGateway:
+    def start(**sections: Any) -> RunningGateway:
         folder = tmp_path / f"gateway{len(started)}"
         folder.mkdir()
         config = default_config(folder)
         for name, values in sections.items():
-            config[name] = config.get(name, {}) | values
+            config[name] = config.get(name, {}) | values if isinstance(values, dict) else values
         running = RunningGateway(folder, config)
         started.append(running)
         return running.start()

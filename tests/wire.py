@@ -24,13 +24,15 @@ def send(
     *,
     credential: sigv4.Credential = CREDENTIAL,
     now: float | None = None,
+    port: int | None = None,
 ) -> tuple[int, dict[str, str], bytes]:
     """One signed request, its body as it is. Status, headers and body of the answer."""
-    wanted = {"host": f"127.0.0.1:{gateway.port}", **(headers or {})}
+    port = port or gateway.port
+    wanted = {"host": f"127.0.0.1:{port}", **(headers or {})}
     signed = sigv4.sign(
         credential, method, path, query, wanted, region="us-east-1", now=now or time.time(), payload_hash=payload_hash
     )
-    connection = http.client.HTTPConnection("127.0.0.1", gateway.port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
         connection.putrequest(method, path + (f"?{query}" if query else ""), skip_host=True, skip_accept_encoding=True)
         for name, value in {**wanted, **signed}.items():

@@ -90,6 +90,15 @@ def check_key(key: str) -> None:
         raise InvalidKey("an object key cannot have a segment '.' or '..': HTTP clients and proxies rewrite such paths")
 
 
+def split_owner(name: str) -> tuple[str, str]:
+    """The tenant and the bucket of an owner-qualified name, `<tenant>_<bucket>`; no tenant for a plain name.
+
+    A bucket's name holds no `_`, so there is one way to read it; a tenant's may.
+    """
+    owner, _, bucket = name.rpartition("_")
+    return (owner, bucket) if owner else ("", name)
+
+
 def check_bucket(name: str) -> None:
     """Accept a bucket name by the S3 rules. Raises InvalidBucketName naming the rule that it breaks.
 

@@ -32,7 +32,7 @@ class S3:
         name = ""
         try:
             identity = self._authenticator.authenticate(request)
-            call = Call(request, parse_target(request.raw_path, request.raw_query), identity)
+            call = Call(request, parse_target(request.raw_path, request.raw_query, request.bucket), identity)
             operation = route(call)
             name = operation.name
             response = await operation.run(Context(self._store, self._region, identity.tenant), call)

@@ -20,13 +20,17 @@ class ByteRange:
     first: int | None
     last: int | None
 
-    def resolve(self, nbytes: int) -> tuple[int, int]:
-        """The bytes [start, stop) of an object of `nbytes` that are meant. Raises InvalidRange when there are none."""
+    def resolve(self, nbytes: int, *, exact: bool = False) -> tuple[int, int]:
+        """The bytes [start, stop) of an object of `nbytes` that are meant.
+
+        exact: all of them must be there
+        Raises InvalidRange when there are none, or not all.
+        """
         if self.first is None:
             start, stop = max(0, nbytes - (self.last or 0)), nbytes
         else:
             start, stop = self.first, nbytes if self.last is None else min(self.last + 1, nbytes)
-        if start >= stop:
+        if start >= stop or (exact and self.last is not None and self.last >= nbytes and self.first is not None):
             raise InvalidRange(nbytes)
         return start, stop
 

@@ -43,6 +43,7 @@ class ReadInput:
     key: str
     conditions: Conditions
     byte_range: ByteRange | None
+    exact_ranges: bool
     part_number: int | None
     overrides: Mapping[str, str]
     with_checksums: bool
@@ -64,6 +65,7 @@ class ReadInput:
             key=call.key,
             conditions=Conditions.parse(call.headers),
             byte_range=byte_range,
+            exact_ranges=call.request.exact_ranges,
             part_number=int(part) if part else None,
             overrides=overrides,
             with_checksums=call.headers.get("x-amz-checksum-mode").upper() == "ENABLED",
@@ -77,7 +79,7 @@ class ReadInput:
             return Selection(304, description(record, unchanged=True), 0, 0)
         start, stop, status = 0, record.nbytes, 200
         if self.byte_range and self.conditions.range_applies(record):
-            start, stop = self.byte_range.resolve(record.nbytes)
+            start, stop = self.byte_range.resolve(record.nbytes, exact=self.exact_ranges)
             status = 206
         elif self.part_number == 1:
             status = 206 if record.nbytes else 200

@@ -1,12 +1,13 @@
 """What a request addresses: bucket, key and query parameters, decoded strictly from the raw request target.
 
-Addressing is path-style, `/bucket/key`. Everything after the bucket's slash is the key, `//` and all.
+Addressing is path-style, `/bucket/key`, unless the listener or the host name gives the bucket; then the whole path is
+the key. Everything after the first slash of a key is part of it, `//` and all.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import unquote_to_bytes
 
@@ -15,6 +16,7 @@ from kvgate.errors import InvalidArgument, InvalidBucketName, InvalidKey, Invali
 
 MAX_PARAMETERS = 64
 
+_PORT = re.compile(r":[0-9]*\Z")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
@@ -27,18 +29,30 @@ class Target:
     query: Mapping[str, str]
 
 
-def parse_target(raw_path: str, raw_query: str) -> Target:
-    """The target of a request.
+def host_bucket(host: str, domains: Iterable[str]) -> str:
+    """The bucket that a Host header names under one of the gateway's own domains; empty for path-style addressing.
+
+    domains: lower case, the longest first where one ends with another
+    """
+    name = _PORT.sub("", host).lower()
+    domain = next((domain for domain in domains if f".{name}".endswith(f".{domain}")), name)
+    return name[: -len(domain) - 1]
+
+
+def parse_target(raw_path: str, raw_query: str, bucket: str = "") -> Target:
+    """The target of a request; with a `bucket`, which the request came to already, the path holds only the key.
 
     Raises InvalidBucketName, InvalidKey, KeyTooLong, InvalidArgument for the query, or InvalidRequest.
     """
     if not raw_path.startswith("/"):
         raise InvalidRequest("the request target must be a path")
-    raw_bucket, _, raw_key = raw_path[1:].partition("/")
-    try:
-        bucket = _decode(raw_bucket)
-    except ValueError as error:
-        raise InvalidBucketName(f"the bucket name in the path {error}") from None
+    raw_key = raw_path[1:]
+    if not bucket:
+        raw_bucket, _, raw_key = raw_key.partition("/")
+        try:
+            bucket = _decode(raw_bucket)
+        except ValueError as error:
+            raise InvalidBucketName(f"the bucket name in the path {error}") from None
     if raw_key and not bucket:
         raise InvalidBucketName("the path has an empty bucket name")
     if bucket.startswith(RESERVED_PREFIX):

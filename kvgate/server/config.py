@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from kvgate import config, plugins
 from kvgate.auth.tenants import TenantConfig
-from kvgate.chunk.key import check_bucket
+from kvgate.chunk.key import check_bucket, split_owner
 from kvgate.config import KiB, Seconds, Size, option
 from kvgate.errors import ConfigError, InvalidBucketName
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.store.config import StoreConfig
 
 MEMORY_TIER = "host"
+
+_DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
@@ -34,13 +37,53 @@ class ListenConfig:
     )
     max_skew: Seconds = option(default=Seconds(900.0), help="how far a request's time may be from the gateway's")
     region: str = option(default="us-east-1", help="the S3 region that the gateway names; any region may sign")
+    domains: tuple[str, ...] = option(
+        default=(),
+        help="host names of the gateway; with s3.example.com here, bucket.s3.example.com addresses a bucket",
+    )
+    exact_ranges: bool = option(
+        default=False,
+        help="answer 416 to a Range that ends behind the end of the object, for clients that take less for success",
+    )
+    tls_certificate: str | None = option(
+        default=None, help="PEM file with the certificate and its chain; with it, every listener but admin is HTTPS"
+    )
+    tls_key: str | None = option(default=None, help="PEM file with the private key of tls_certificate")
 
     def __post_init__(self) -> None:
         for key in ("port", "admin_port"):
-            if not 0 <= getattr(self, key) <= 65535:
-                raise ConfigError(f"{key}: expected 0 to 65535, got {getattr(self, key)}")
+            check_port(key, getattr(self, key))
         if self.port == self.admin_port != 0:
             raise ConfigError(f"admin_port: expected another port than `port`, got {self.admin_port} for both")
+        for domain in self.domains:
+            if not _DOMAIN.fullmatch(domain):
+                raise ConfigError(f"domains: expected a host name such as s3.example.com, got {domain!r}")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ConfigError("tls_certificate: expected together with tls_key, or neither")
+
+
+@dataclass(frozen=True)
+class ListenerConfig:
+    """A port besides `listen.port`, for clients that can name a key only: all its requests are for one bucket."""
+
+    port: int = option(help="port of the listener; 0 takes a free one")
+    bucket: str = option(
+        help="the bucket, of whichever tenant signs the request; <tenant>_<bucket> is that tenant's for all"
+    )
+    exact_ranges: bool = option(default=False, help="as listen.exact_ranges, for this listener")
+
+    def __post_init__(self) -> None:
+        check_port("port", self.port)
+        try:
+            check_bucket(split_owner(self.bucket)[1])
+        except InvalidBucketName as error:
+            raise ConfigError(f"bucket: {error}") from None
+
+
+def check_port(key: str, port: int) -> None:
+    """Raises ConfigError naming the key."""
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"{key}: expected 0 to 65535, got {port}")
 
 
 @dataclass(frozen=True)
@@ -49,6 +92,7 @@ class GatewayConfig:
 
     tenants: Mapping[str, TenantConfig] = option(help="the tenants by name")
     listen: ListenConfig = option(default=ListenConfig(), help="addresses and timeouts")
+    listeners: tuple[ListenerConfig, ...] = option(default=(), help="further ports, each for one bucket")
     tiers: Mapping[str, Any] = option(
         default_factory=lambda: {MEMORY_TIER: {}},
         help="options of each tier by its name, the fastest first; `host` is always the first",
@@ -59,6 +103,9 @@ class GatewayConfig:
     def __post_init__(self) -> None:
         if not self.tenants:
             raise ConfigError("tenants: expected at least one")
+        ports = [self.listen.port, self.listen.admin_port, *(listener.port for listener in self.listeners)]
+        if twice := sorted({port for port in ports if port and ports.count(port) > 1}):
+            raise ConfigError(f"listeners: expected a port of its own for each, got {twice[0]} twice")
         for name, tenant in self.tenants.items():
             for bucket in tenant.buckets:
                 try:

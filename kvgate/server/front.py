@@ -43,7 +43,17 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 class Front(web.Server):
     """Accepts connections for one listener."""
 
-    def __init__(self, handle: Handle, refuse: Refuse, config: ListenConfig, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        refuse: Refuse,
+        config: ListenConfig,
+        metrics: Metrics,
+        *,
+        bucket: str = "",
+        exact_ranges: bool = False,
+    ) -> None:
+        """bucket, exact_ranges: see Request."""
         self._options: dict[str, Any] = {
             "max_line_size": config.max_header,
             "max_field_size": config.max_header,
@@ -58,6 +68,8 @@ class Front(web.Server):
         self._draining = False
         self._body_timeout_s = config.body_timeout
         self._metrics = metrics
+        self.bucket = bucket
+        self._exact_ranges = exact_ranges
         self.refuse = refuse
         super().__init__(self._answer)
 
@@ -85,7 +97,7 @@ class Front(web.Server):
         began = time.monotonic()
         request_id = secrets.token_hex(8)
         body = _Body(incoming, self._body_timeout_s, self._metrics)
-        request = _request(incoming, body)
+        request = self._request(incoming, body)
         response = await self._handle(request, request_id)
         try:
             return await self._send(incoming, body, response, request_id)
@@ -95,6 +107,15 @@ class Front(web.Server):
             operation = response.operation or "unknown"
             self._metrics.requests.labels(operation, str(response.status)).inc()
             self._metrics.request_seconds.labels(operation).observe(time.monotonic() - began)
+
+    def _request(self, incoming: web.BaseRequest, body: _Body) -> Request:
+        target = incoming.raw_path
+        if not target.startswith("/"):  # absolute form
+            parts = urlsplit(target)
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        raw_path, _, raw_query = target.partition("?")
+        headers = Headers(incoming.headers.items())
+        return Request(incoming.method, raw_path, raw_query, headers, body, self.bucket, self._exact_ranges)
 
     async def _send(
         self, incoming: web.BaseRequest, body: _Body, response: Response, request_id: str
@@ -144,7 +165,8 @@ class _Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert isinstance(transport, asyncio.Transport)
-        transport.set_write_buffer_limits(high=0)  # `drain` returns when all has gone to the kernel
+        # `drain` returns when all has gone to the kernel, or under TLS into records; there a limit of 0 never lets go.
+        transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)
 
     def handle_error(
         self,
@@ -214,12 +236,3 @@ def _start_response(response: Response, request_id: str) -> web.StreamResponse:
     elif response.status not in (204, 304):
         outgoing.content_length = len(response.body) if isinstance(response.body, bytes) else response.body.nbytes
     return outgoing
-
-
-def _request(incoming: web.BaseRequest, body: _Body) -> Request:
-    target = incoming.raw_path
-    if not target.startswith("/"):  # absolute form
-        parts = urlsplit(target)
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    raw_path, _, raw_query = target.partition("?")
-    return Request(incoming.method, raw_path, raw_query, Headers(incoming.headers.items()), body)

@@ -7,8 +7,9 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from aiohttp import web
@@ -21,6 +22,7 @@ from kvgate.messages import Request, Response
 from kvgate.metrics import Metrics
 from kvgate.s3.api import S3
 from kvgate.s3.errors import error_response
+from kvgate.s3.target import host_bucket
 from kvgate.server.admin import admin_app
 from kvgate.server.config import GatewayConfig, ListenConfig
 from kvgate.server.front import Front
@@ -46,9 +48,13 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
     assert isinstance(memory, HostTier)
     catalog = next((_catalog_path(tier) for tier in lower if isinstance(tier, DiskTier)), None)
     authenticator = Authenticator(tenants, time.time, config.listen.max_skew)
+    listen = config.listen
+    tls = _tls(listen)
+    domains = sorted(listen.domains, key=len, reverse=True)
     async with contextlib.AsyncExitStack() as stack:
-        listener = stack.enter_context(_listen(config.listen, config.listen.port))
-        admin_listener = stack.enter_context(_listen(config.listen, config.listen.admin_port))
+        listener = stack.enter_context(_listen(listen, listen.port))
+        bound_listeners = [stack.enter_context(_listen(listen, bound.port)) for bound in config.listeners]
+        admin_listener = stack.enter_context(_listen(listen, listen.admin_port))
         store = await stack.enter_async_context(
             open_store(memory, lower, tenants, config=config.store, metrics=metrics, catalog=catalog)
         )
@@ -56,18 +62,29 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         kvapi = KVApi(store, authenticator, config.kvapi)
 
         async def handle(request: Request, request_id: str) -> Response:
-            api = kvapi if request.raw_path.startswith(_KVAPI_PREFIX) else s3
+            request.bucket = request.bucket or host_bucket(request.headers.get("host"), domains)
+            api = kvapi if request.raw_path.startswith(_KVAPI_PREFIX) and not request.bucket else s3
             return await api.handle(request, request_id)
 
-        front = Front(handle, _refuse, config.listen, metrics)
+        fronts = [
+            Front(handle, _refuse, listen, metrics, exact_ranges=listen.exact_ranges),
+            *[
+                Front(handle, _refuse, listen, metrics, bucket=bound.bucket, exact_ranges=bound.exact_ranges)
+                for bound in config.listeners
+            ],
+        ]
         draining = asyncio.Event()
         app = admin_app(metrics, store.collect, lambda: not draining.is_set())
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
-        site = await _run(stack, web.ServerRunner(front), listener)
-        stack.push_async_callback(front.drain, config.listen.drain_timeout)
-        stack.push_async_callback(site.stop)
+        sites = []
+        for front, each in zip(fronts, [listener, *bound_listeners], strict=True):
+            sites.append(await _run(stack, web.ServerRunner(front), each, tls))
+            where = f", bound to {front.bucket}" if front.bucket else ""
+            logger.info("kvgate listens on %s:%d%s", *each.getsockname()[:2], where)
+        stack.push_async_callback(_drain, fronts, listen.drain_timeout)
+        for site in sites:
+            stack.push_async_callback(site.stop)
         stack.callback(draining.set)
-        logger.info("kvgate listens on %s:%d", *listener.getsockname()[:2])
         yield
 
 
@@ -83,12 +100,31 @@ async def serve(config: GatewayConfig) -> None:
     logger.info("kvgate has stopped")
 
 
-async def _run(stack: contextlib.AsyncExitStack, runner: web.BaseRunner, listener: socket.socket) -> web.SockSite:
+async def _run(
+    stack: contextlib.AsyncExitStack, runner: web.BaseRunner, listener: socket.socket, tls: ssl.SSLContext | None = None
+) -> web.SockSite:
     stack.push_async_callback(runner.cleanup)
     await runner.setup()
-    site = web.SockSite(runner, listener, backlog=_BACKLOG)
+    site = web.SockSite(runner, listener, backlog=_BACKLOG, ssl_context=tls)
     await site.start()
     return site
+
+
+async def _drain(fronts: Sequence[Front], timeout_s: float) -> None:
+    await asyncio.gather(*[front.drain(timeout_s) for front in fronts])
+
+
+def _tls(config: ListenConfig) -> ssl.SSLContext | None:
+    if config.tls_certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.tls_certificate, config.tls_key)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"listen.tls_certificate: {config.tls_certificate} and {config.tls_key} cannot be used ({error})"
+        ) from error
+    return context
 
 
 def _refuse(error: KVGateError, request_id: str) -> Response:
