@@ -33,6 +33,8 @@ TABLE: dict[type[BaseException], Row] = {
     errors.InvalidArgument: Row("InvalidArgument", 400),
     errors.HeadersTooLarge: Row("MetadataTooLarge", 400),
     errors.MalformedXML: Row("MalformedXML", 400),
+    errors.MalformedPolicy: Row("MalformedPolicy", 400),
+    errors.InvalidTag: Row("InvalidTag", 400),
     errors.UnsupportedOperation: Row("NotImplemented", 501),
     errors.MethodNotAllowed: Row("MethodNotAllowed", 405),
     errors.LengthRequired: Row("MissingContentLength", 411),
@@ -50,6 +52,12 @@ TABLE: dict[type[BaseException], Row] = {
     errors.BucketNotEmpty: Row("BucketNotEmpty", 409),
     errors.TooManyBuckets: Row("TooManyBuckets", 400),
     errors.NoSuchKey: Row("NoSuchKey", 404),
+    errors.ObjectChanged: Row("OperationAborted", 409),
+    # what owners set for their buckets
+    errors.NoSuchBucketPolicy: Row("NoSuchBucketPolicy", 404),
+    errors.NoSuchCors: Row("NoSuchCORSConfiguration", 404),
+    errors.NoSuchLifecycle: Row("NoSuchLifecycleConfiguration", 404),
+    errors.NoSuchTagSet: Row("NoSuchTagSet", 404),
     # multipart uploads
     errors.NoSuchUpload: Row("NoSuchUpload", 404),
     errors.InvalidPart: Row("InvalidPart", 400),

@@ -108,6 +108,26 @@ class NoSuchKey(KVGateError):
     """A miss: no tier holds a good copy of the object."""
 
 
+class ObjectChanged(KVGateError):
+    """The object was replaced or deleted while something of it was being changed; the caller should look again."""
+
+
+class NoSuchBucketPolicy(KVGateError):
+    """The bucket has no policy."""
+
+
+class NoSuchCors(KVGateError):
+    """The bucket has no CORS rules."""
+
+
+class NoSuchLifecycle(KVGateError):
+    """The bucket has no lifecycle rules."""
+
+
+class NoSuchTagSet(KVGateError):
+    """The bucket has no tags."""
+
+
 class QuotaExceeded(KVGateError):
     """The tenant's byte quota has no room for the object."""
 
@@ -161,6 +181,14 @@ class HeadersTooLarge(InvalidRequest):
 
 class MalformedXML(InvalidRequest):
     """An XML body that is not well-formed, not bounded, or not of the expected shape."""
+
+
+class MalformedPolicy(InvalidRequest):
+    """A bucket policy with an element that is not evaluated; the message names the statement and the element."""
+
+
+class InvalidTag(InvalidRequest):
+    """A tag, or a set of tags, outside the rules of S3."""
 
 
 class UnsupportedOperation(KVGateError):

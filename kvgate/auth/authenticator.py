@@ -6,8 +6,9 @@ import hmac
 import re
 from collections.abc import Callable
 
-from kvgate.auth.claim import Claim, parse_claim
+from kvgate.auth.claim import Claim, is_presigned_v2, parse_claim
 from kvgate.auth.identity import ChunkedPayload, ChunkSigning, Identity, Payload, SignedPayload, UnsignedPayload
+from kvgate.auth.sigv2 import PresignedV2
 from kvgate.auth.sigv4 import UNSIGNED_PAYLOAD, canonical_query, canonical_request, signature, signing_key
 from kvgate.auth.tenants import Tenants
 from kvgate.errors import (
@@ -22,17 +23,27 @@ from kvgate.errors import (
 from kvgate.messages import Request
 
 _UNSIGNED = UnsignedPayload()
+_MISMATCH = (
+    "the signature is not the one that this access key's secret gives for the request as it arrived; check the secret, "
+    "and that no proxy changes the path, the query or a signed header"
+)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Authenticator:
     """Verifies header signatures and presigned queries. Any region is accepted: it only separates signing keys."""
 
-    def __init__(self, tenants: Tenants, clock: Callable[[], float], max_skew_s: float = 900) -> None:
-        """`clock` gives seconds since the epoch."""
+    def __init__(
+        self, tenants: Tenants, clock: Callable[[], float], max_skew_s: float = 900, *, sigv2: bool = True
+    ) -> None:
+        """
+        clock: gives seconds since the epoch
+        sigv2: whether queries and forms may be presigned by Signature Version 2
+        """
         self._tenants = tenants
         self._clock = clock
         self._max_skew_s = max_skew_s
+        self._sigv2 = sigv2
 
     def authenticate(self, request: Request) -> Identity:
         """The identity that a request proves.
@@ -40,6 +51,8 @@ class Authenticator:
         Raises AccessDenied (none, or headers left unsigned), MalformedAuthorization, UnknownAccessKey, ClockSkew,
         ExpiredRequest, SignatureMismatch, InvalidRequest, or UnsupportedOperation for an ECDSA-signed body.
         """
+        if self._sigv2 and is_presigned_v2(request):
+            return self._authenticate_v2(PresignedV2(request))
         claim = parse_claim(request)
         tenant, secret_key = self._tenants.credential(claim.access_key)
         self._check_time(claim)
@@ -54,11 +67,15 @@ class Authenticator:
         )
         key = signing_key(secret_key, claim.scope)
         if not hmac.compare_digest(signature(key, claim.amz_date, claim.scope, canonical), claim.signature):
-            raise SignatureMismatch(
-                "the signature is not the one that this access key's secret gives for the request as it arrived; check "
-                "the secret, and that no proxy changes the path, the query or a signed header"
-            )
+            raise SignatureMismatch(_MISMATCH)
         return Identity(tenant, _payload(claim, key))
+
+    def _authenticate_v2(self, claim: PresignedV2) -> Identity:
+        tenant, secret_key = self._tenants.credential(claim.access_key)
+        claim.check_time(self._clock())
+        if not claim.matches(secret_key):
+            raise SignatureMismatch(_MISMATCH)
+        return Identity(tenant, _UNSIGNED)
 
     def _check_time(self, claim: Claim) -> None:
         age_s = self._clock() - claim.signed_at

@@ -20,6 +20,7 @@ _CREDENTIAL = re.compile(r"([^/]{1,128})/([0-9]{8})/([A-Za-z0-9-]{1,64})/([a-z0-
 _AMZ_DATE = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 _SIGNED_HEADERS = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+(?:;[a-z0-9!#$%&'*+.^_`|~-]+){0,127}")
 _HEX_SIGNATURE = re.compile(r"[0-9a-f]{64}")
+_MARKS = ("X-Amz-Algorithm=", "X-Amz-Credential=", "X-Amz-Signature=", "AWSAccessKeyId=", "Signature=")
 _USE_V4 = "configure the client with signature_version='s3v4'"
 
 
@@ -40,8 +41,19 @@ class Claim(NamedTuple):
     expires_s: int | None = None
 
 
+def is_signed(request: Request) -> bool:
+    """Whether a request claims an identity at all. One that does is never served as an unsigned one."""
+    return "authorization" in request.headers or any(mark in request.raw_query for mark in _MARKS)
+
+
+def is_presigned_v2(request: Request) -> bool:
+    """Whether it is the query that signs, by Signature Version 2."""
+    query = request.raw_query
+    return "authorization" not in request.headers and "AWSAccessKeyId=" in query and "X-Amz-" not in query
+
+
 def parse_claim(request: Request) -> Claim:
-    """The claim of a request, from its Authorization header or its query.
+    """The claim of a request in Signature Version 4, from its Authorization header or its query.
 
     Raises AccessDenied when there is none, MalformedAuthorization, or InvalidRequest.
     """
@@ -56,7 +68,7 @@ def parse_claim(request: Request) -> Claim:
         return _from_query(request)
     if "AWSAccessKeyId=" in query and "Signature=" in query:
         raise MalformedAuthorization(f"this URL is presigned with Signature Version 2; {_USE_V4}")
-    raise AccessDenied("the request is not signed; this gateway serves no anonymous requests")
+    raise AccessDenied("the request is not signed")
 
 
 def _from_header(authorization: str, request: Request) -> Claim:

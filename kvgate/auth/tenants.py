@@ -97,6 +97,10 @@ class Tenants:
     def __len__(self) -> int:
         return len(self._tenants)
 
+    def get(self, name: str) -> Tenant | None:
+        """The tenant of this name, if there is one."""
+        return next((tenant for tenant in self._tenants if tenant.name == name), None)
+
     def credential(self, access_key: str) -> tuple[Tenant, str]:
         """The tenant and the secret of an access key. Raises UnknownAccessKey."""
         try:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from kvgate.chunk import strict_json
+from kvgate import strict_json
 from kvgate.chunk.dtype import ITEMSIZE
 from kvgate.chunk.layout import DATA_START
 from kvgate.errors import InvalidChunk

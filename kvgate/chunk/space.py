@@ -16,7 +16,7 @@ from typing import Any
 
 import rfc8785
 
-from kvgate.chunk import strict_json
+from kvgate import strict_json
 from kvgate.chunk.layout import Layout
 from kvgate.errors import InvalidManifest
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack
 
-from kvgate.chunk import strict_json
+from kvgate import strict_json
 from kvgate.errors import InvalidArgument, InvalidRequest
 from kvgate.messages import Headers
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kvgate.auth.authenticator import Authenticator
+from kvgate.auth.claim import is_signed
+from kvgate.auth.identity import UnsignedPayload
+from kvgate.auth.tenants import Tenant, Tenants
+from kvgate.errors import AccessDenied, NoSuchBucket, NoSuchKey
 from kvgate.messages import Request, Response
+from kvgate.s3.access import Access
 from kvgate.s3.call import Call
 from kvgate.s3.errors import error_response
 from kvgate.s3.operations.base import Context
@@ -15,14 +21,21 @@ from kvgate.s3.target import parse_target
 if TYPE_CHECKING:
     from kvgate.store.store import Store
 
+_UNSIGNED = UnsignedPayload()
+
 
 class S3:
-    """Answers S3 requests from a store, each for the tenant that its signature proves."""
+    """Answers S3 requests from a store: for the tenant that a signature proves, or for anyone as far as owners let."""
 
-    def __init__(self, store: Store, authenticator: Authenticator, region: str) -> None:
+    def __init__(
+        self, store: Store, tenants: Tenants, authenticator: Authenticator, region: str, unsigned: Tenant | None = None
+    ) -> None:
+        """unsigned: whose buckets an unsigned request means that names no owner"""
         self._store = store
+        self._tenants = tenants
         self._authenticator = authenticator
         self._region = region
+        self._unsigned = unsigned
 
     async def handle(self, request: Request, request_id: str) -> Response:
         """The response to a request, errors included; only cancellation is raised.
@@ -31,11 +44,24 @@ class S3:
         """
         name = ""
         try:
-            identity = self._authenticator.authenticate(request)
-            call = Call(request, parse_target(request.raw_path, request.raw_query, request.bucket), identity)
+            identity = self._authenticator.authenticate(request) if is_signed(request) else None
+            caller, payload_form = (identity.tenant, identity.payload) if identity else (None, _UNSIGNED)
+            access = Access(self._store, self._tenants, caller, self._unsigned)
+            target = parse_target(request.raw_path, request.raw_query, request.bucket)
+            call = Call(request, target, payload_form)
             operation = route(call)
             name = operation.name
-            response = await operation.run(Context(self._store, self._region, identity.tenant), call)
+            owner, bucket = access.resolve(target.bucket)
+            call = Call(request, replace(target, bucket=bucket), payload_form)
+            expected = request.headers.get("x-amz-expected-bucket-owner")
+            if expected not in ("", owner.name):
+                raise AccessDenied("the bucket is not of the owner that x-amz-expected-bucket-owner names")
+            if bucket:
+                access.check(owner, bucket, call.key, f"s3:{operation.action or name}", call.query)
+            try:
+                response = await operation.run(Context(self._store, self._region, owner, access), call)
+            except (NoSuchBucket, NoSuchKey) as error:
+                raise access.conceal(owner, bucket, call.key, error) from error
         except Exception as error:
             response = error_response(error, method=request.method, resource=request.raw_path, request_id=request_id)
         response.operation = name

@@ -1,11 +1,11 @@
-"""One authenticated request on its way to an operation."""
+"""One request, authenticated if it is signed, on its way to an operation."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvgate.auth.identity import Identity
+from kvgate.auth.identity import Payload
 from kvgate.messages import Headers, Request
 from kvgate.s3.body import PayloadReader
 from kvgate.s3.target import Target
@@ -13,11 +13,11 @@ from kvgate.s3.target import Target
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What an operation parses its input from."""
+    """What an operation parses its input from. `payload_form` is how the body is protected."""
 
     request: Request
     target: Target
-    identity: Identity
+    payload_form: Payload
 
     @property
     def bucket(self) -> str:
@@ -37,4 +37,4 @@ class Call:
 
     def payload(self) -> PayloadReader:
         """The verified body; to be asked for once. Raises what PayloadReader raises."""
-        return PayloadReader(self.request, self.identity.payload)
+        return PayloadReader(self.request, self.payload_form)

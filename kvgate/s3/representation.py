@@ -7,15 +7,21 @@ from collections.abc import Mapping
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
+from kvgate.auth.acl import PRIVATE, parse_canned_acl
 from kvgate.errors import HeadersTooLarge, InvalidArgument
 from kvgate.messages import Headers
 from kvgate.s3.body import content_codings
 from kvgate.s3.checksums import HEADER_PREFIX, encode_crc64nvme
+from kvgate.s3.tagging import decode_tags, encode_tags, parse_tagging_header
 
 if TYPE_CHECKING:
     from kvgate.tiers.base import Record
 
 USER_PREFIX = "x-amz-meta-"
+ACL, TAGGING = "x-amz-acl", "x-amz-tagging"
+"""Attributes, and headers of an upload, that hold an object's canned ACL and its tags."""
+
+ANNOTATIONS = frozenset({ACL, TAGGING})
 MAX_USER_METADATA_NBYTES = 2048
 MAX_STORED_HEADERS_NBYTES = 4096
 DEFAULT_CONTENT_TYPE = "binary/octet-stream"
@@ -31,8 +37,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 def attributes_of(headers: Headers) -> dict[str, str]:
     """What an upload's headers say about the object, to be stored with it.
 
-    Raises HeadersTooLarge for more than 2 KiB of user metadata, and InvalidArgument for a value that no response header
-    could carry.
+    Raises HeadersTooLarge for more than 2 KiB of user metadata, InvalidArgument for a value that no response header
+    could carry, InvalidTag, or UnsupportedOperation for an ACL that is not offered.
     """
     stored = {name: headers.get(name) for name in _STORED if name in headers}
     codings = [coding for coding in content_codings(headers) if coding != "aws-chunked"]
@@ -45,7 +51,17 @@ def attributes_of(headers: Headers) -> dict[str, str]:
         raise HeadersTooLarge(f"the {USER_PREFIX}* headers are over {MAX_USER_METADATA_NBYTES} bytes in all")
     if _nbytes(stored) > MAX_STORED_HEADERS_NBYTES:
         raise HeadersTooLarge(f"the headers to store are over {MAX_STORED_HEADERS_NBYTES} bytes in all")
-    return stored | user
+    return stored | user | annotations_of(headers)
+
+
+def annotations_of(headers: Headers) -> dict[str, str]:
+    """The ACL and the tags that an upload's headers give. Raises InvalidTag, InvalidArgument, UnsupportedOperation."""
+    annotations = {}
+    if ACL in headers and (acl := parse_canned_acl(headers.get(ACL))) != PRIVATE:
+        annotations[ACL] = acl
+    if tags := parse_tagging_header(headers.get(TAGGING)):
+        annotations[TAGGING] = encode_tags(tags)
+    return annotations
 
 
 def check_header_value(name: str, value: str) -> None:
@@ -68,7 +84,9 @@ def description(record: Record, *, unchanged: bool = False) -> dict[str, str]:
     for name, value in record.attributes.items():
         if name == "content-type":
             headers["Content-Type"] = value
-        elif not name.startswith(HEADER_PREFIX):
+        elif name == TAGGING:
+            headers["x-amz-tagging-count"] = str(len(decode_tags(value)))
+        elif name != ACL and not name.startswith((HEADER_PREFIX, "_")):
             headers[name] = value
     return headers
 

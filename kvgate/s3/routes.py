@@ -9,11 +9,12 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-from kvgate.errors import AccessDenied, MethodNotAllowed, UnsupportedOperation
+from kvgate.errors import MethodNotAllowed, UnsupportedOperation
 from kvgate.messages import Headers
 from kvgate.s3.call import Call
 from kvgate.s3.operations import (
     abort_multipart_upload,
+    bucket_policy,
     complete_multipart_upload,
     create_bucket,
     create_multipart_upload,
@@ -34,6 +35,8 @@ from kvgate.s3.operations import (
 )
 from kvgate.s3.operations.base import Operation
 
+COPY_SOURCE = "x-amz-copy-source"
+
 
 class Resource(enum.Enum):
     """What a path addresses."""
@@ -53,6 +56,10 @@ ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {
     ("GET", Resource.BUCKET, "location"): get_bucket_location.operation,
     ("GET", Resource.BUCKET, "uploads"): list_multipart_uploads.operation,
     ("POST", Resource.BUCKET, "delete"): delete_objects.operation,
+    ("GET", Resource.BUCKET, "policy"): bucket_policy.get,
+    ("PUT", Resource.BUCKET, "policy"): bucket_policy.put,
+    ("DELETE", Resource.BUCKET, "policy"): bucket_policy.delete,
+    ("GET", Resource.BUCKET, "policyStatus"): bucket_policy.get_status,
     ("PUT", Resource.OBJECT, ""): put_object.operation,
     ("GET", Resource.OBJECT, ""): get_object.operation,
     ("HEAD", Resource.OBJECT, ""): head_object.operation,
@@ -64,6 +71,9 @@ ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {
     ("DELETE", Resource.OBJECT, "uploadId"): abort_multipart_upload.operation,
 }
 
+COPY_ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {}
+"""What a request with the header COPY_SOURCE asks for."""
+
 _SUBRESOURCES = {
     resource: frozenset({subresource for _, of, subresource in ROUTES if of is resource and subresource})
     for resource in Resource
@@ -72,7 +82,7 @@ _SUBRESOURCES = {
 _HARMLESS_PARAMETERS = frozenset(
     {
         *("X-Amz-Algorithm", "X-Amz-Content-Sha256", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires"),
-        *("X-Amz-Signature", "X-Amz-SignedHeaders"),
+        *("X-Amz-Signature", "X-Amz-SignedHeaders", "AWSAccessKeyId", "Expires", "Signature"),
         *("x-id", "x-amz-checksum-mode", "x-amz-sdk-checksum-algorithm", "x-amz-user-agent"),
     }
 )
@@ -102,16 +112,13 @@ _ACCEPTED_VALUES = {
 
 
 def route(call: Call) -> Operation[Any]:
-    """The operation that a call asks for.
-
-    Raises UnsupportedOperation naming what is not offered, MethodNotAllowed, or AccessDenied when
-    `x-amz-expected-bucket-owner` is not the caller.
-    """
+    """The operation that a call asks for. Raises UnsupportedOperation naming what is not offered, MethodNotAllowed."""
     resource = Resource.OBJECT if call.key else Resource.BUCKET if call.bucket else Resource.SERVICE
     asked = [name for name in call.query if name not in _HARMLESS_PARAMETERS]
     subresource = next((name for name in asked if name in _SUBRESOURCES[resource]), "")
     method = call.request.method
-    operation = ROUTES.get((method, resource, subresource))
+    asked_for = method, resource, subresource
+    operation = (COPY_ROUTES.get(asked_for) if COPY_SOURCE in call.headers else None) or ROUTES.get(asked_for)
     known = operation.parameters if operation else frozenset()
     unknown = [name for name in asked if name != subresource and name not in known]
     if unknown:
@@ -121,13 +128,13 @@ def route(call: Call) -> Operation[Any]:
     if operation is None:
         of = f"?{subresource} of the {resource.value}" if subresource else f"the {resource.value}"
         raise MethodNotAllowed(f"{method[:16]} is not a method of {of}")
-    _check_headers(call.headers, call.identity.tenant.name)
+    _check_headers(call.headers, operation)
     return operation
 
 
-def _check_headers(headers: Headers, tenant: str) -> None:
+def _check_headers(headers: Headers, operation: Operation[Any]) -> None:
     for name, value in headers.items():
-        if not name.startswith("x-amz-"):
+        if not name.startswith("x-amz-") or name in operation.headers:
             continue
         if name.startswith(_UNSUPPORTED_HEADERS):
             raise UnsupportedOperation(f"the header {name} is not offered")
@@ -135,5 +142,3 @@ def _check_headers(headers: Headers, tenant: str) -> None:
             raise UnsupportedOperation(
                 f"the header {name} is accepted as {' or '.join(sorted(_ACCEPTED_VALUES[name]))} only"
             )
-        if name == "x-amz-expected-bucket-owner" and value != tenant:
-            raise AccessDenied("the bucket is not of the owner that x-amz-expected-bucket-owner names")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import DefusedXMLParser
@@ -16,7 +16,15 @@ NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 MAX_ELEMENTS = 8192
 MAX_DEPTH = 8
 
-Children = Iterable["tuple[str, str | int | bool | Children]"]
+
+class Tag(NamedTuple):
+    """The tag of an element that has attributes."""
+
+    name: str
+    attributes: Mapping[str, str]
+
+
+Children = Iterable["tuple[str | Tag, str | int | bool | Children]"]
 """Tags with the text, or the children, of each."""
 
 _SPECIAL = re.compile("[&<>\r\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
@@ -50,8 +58,14 @@ def _render(children: Children) -> str:
             text = str(content)
         else:
             text = _render(content)
-        parts.append(f"<{tag}>{text}</{tag}>")
+        name, attributes = tag if isinstance(tag, Tag) else (tag, {})
+        quoted = "".join(f' {attribute}="{_quote(value)}"' for attribute, value in attributes.items())
+        parts.append(f"<{name}{quoted}>{text}</{name}>")
     return "".join(parts)
+
+
+def _quote(value: str) -> str:
+    return escape(value).replace('"', "&quot;").replace("\n", "&#xa;").replace("\t", "&#x9;")
 
 
 def parse(body: bytes, root: str, max_elements: int = MAX_ELEMENTS) -> ET.Element:

@@ -36,6 +36,10 @@ class ListenConfig:
         default=Seconds(30.0), help="how long requests in flight may go on after SIGTERM before they are cut"
     )
     max_skew: Seconds = option(default=Seconds(900.0), help="how far a request's time may be from the gateway's")
+    sigv2: bool = option(
+        default=True,
+        help="accept URLs and forms that are presigned by Signature Version 2, boto3's default in us-east-1",
+    )
     region: str = option(default="us-east-1", help="the S3 region that the gateway names; any region may sign")
     domains: tuple[str, ...] = option(
         default=(),
@@ -91,6 +95,10 @@ class GatewayConfig:
     """Everything that `kvgate serve --config` reads."""
 
     tenants: Mapping[str, TenantConfig] = option(help="the tenants by name")
+    unsigned_tenant: str | None = option(
+        default=None,
+        help="the tenant whose bucket an unsigned request means by a plain name; the only tenant, where there is one",
+    )
     listen: ListenConfig = option(default=ListenConfig(), help="addresses and timeouts")
     listeners: tuple[ListenerConfig, ...] = option(default=(), help="further ports, each for one bucket")
     tiers: Mapping[str, Any] = option(
@@ -103,6 +111,8 @@ class GatewayConfig:
     def __post_init__(self) -> None:
         if not self.tenants:
             raise ConfigError("tenants: expected at least one")
+        if self.unsigned_tenant is not None and self.unsigned_tenant not in self.tenants:
+            raise ConfigError(f"unsigned_tenant: expected one of `tenants`, got {self.unsigned_tenant!r}")
         ports = [self.listen.port, self.listen.admin_port, *(listener.port for listener in self.listeners)]
         if twice := sorted({port for port in ports if port and ports.count(port) > 1}):
             raise ConfigError(f"listeners: expected a port of its own for each, got {twice[0]} twice")

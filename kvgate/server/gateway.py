@@ -47,8 +47,8 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
     memory, *lower = [tier(options) for tier, options in config.tier_options()]
     assert isinstance(memory, HostTier)
     catalog = next((_catalog_path(tier) for tier in lower if isinstance(tier, DiskTier)), None)
-    authenticator = Authenticator(tenants, time.time, config.listen.max_skew)
     listen = config.listen
+    authenticator = Authenticator(tenants, time.time, listen.max_skew, sigv2=listen.sigv2)
     tls = _tls(listen)
     domains = sorted(listen.domains, key=len, reverse=True)
     async with contextlib.AsyncExitStack() as stack:
@@ -58,7 +58,8 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         store = await stack.enter_async_context(
             open_store(memory, lower, tenants, config=config.store, metrics=metrics, catalog=catalog)
         )
-        s3 = S3(store, authenticator, config.listen.region)
+        unsigned = config.unsigned_tenant or (next(iter(config.tenants)) if len(config.tenants) == 1 else "")
+        s3 = S3(store, tenants, authenticator, listen.region, tenants.get(unsigned))
         kvapi = KVApi(store, authenticator, config.kvapi)
 
         async def handle(request: Request, request_id: str) -> Response:

@@ -13,6 +13,7 @@ Synchronous and pure (no I/O): the store decides here and acts afterwards.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
@@ -50,10 +51,11 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """A bucket and when it was made."""
+    """A bucket, when it was made, and the documents that its owner has set for it, by their names."""
 
     name: str
     created_ms: int
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,44 +76,47 @@ class Index:
 
     def __init__(self) -> None:
         self._buckets: dict[tuple[str, str], SortedDict] = {}
-        self._created_ms: dict[tuple[str, str], int] = {}
+        self._described: dict[tuple[str, str], Bucket] = {}
 
     # --- buckets ------------------------------------------------------------------------------------------------------
 
-    def add_bucket(self, tenant: str, bucket: str, created_ms: int) -> bool:
-        """Add an empty bucket; False when it is there already."""
-        if (tenant, bucket) in self._buckets:
+    def add_bucket(self, tenant: str, bucket: Bucket) -> bool:
+        """Add an empty bucket; False when there is one of its name already."""
+        place = tenant, bucket.name
+        if place in self._buckets:
             return False
-        self._buckets[tenant, bucket] = SortedDict()
-        self._created_ms[tenant, bucket] = created_ms
+        self._buckets[place] = SortedDict()
+        self._described[place] = bucket
         return True
+
+    def replace_bucket(self, tenant: str, bucket: Bucket) -> None:
+        """Describe a bucket that there is anew. Raises NoSuchBucket."""
+        self.bucket(tenant, bucket.name)
+        self._described[tenant, bucket.name] = bucket
 
     def remove_bucket(self, tenant: str, bucket: str) -> None:
         """Remove a bucket."""
-        del self._buckets[tenant, bucket], self._created_ms[tenant, bucket]
+        del self._buckets[tenant, bucket], self._described[tenant, bucket]
 
     def buckets(self, tenant: str) -> list[Bucket]:
         """The tenant's buckets by name."""
-        return [
-            Bucket(name, created_ms)
-            for (owner, name), created_ms in sorted(self._created_ms.items())
-            if owner == tenant and not name.startswith(RESERVED_PREFIX)
-        ]
+        places = sorted(owned for owned in self.all_buckets() if owned[0] == tenant)
+        return [self._described[place] for place in places]
 
     def bucket(self, tenant: str, bucket: str) -> Bucket:
         """One bucket that clients see. Raises NoSuchBucket."""
-        created_ms = self._created_ms.get((tenant, bucket))
-        if created_ms is None or bucket.startswith(RESERVED_PREFIX):
+        found = self._described.get((tenant, bucket))
+        if found is None or bucket.startswith(RESERVED_PREFIX):
             raise NoSuchBucket(f"there is no bucket {bucket!r}")
-        return Bucket(bucket, created_ms)
+        return found
 
-    def all_buckets(self) -> dict[tuple[str, str], int]:
-        """Every (tenant, bucket) that clients see and when it was made, in ms since the epoch."""
-        return {place: ms for place, ms in self._created_ms.items() if not place[1].startswith(RESERVED_PREFIX)}
+    def all_buckets(self) -> dict[tuple[str, str], Bucket]:
+        """Every bucket that clients see, by its tenant and name."""
+        return {place: found for place, found in self._described.items() if not place[1].startswith(RESERVED_PREFIX)}
 
     def owners(self, bucket: str) -> list[str]:
         """The tenants that have a bucket of this name."""
-        return [owner for owner, name in self._created_ms if name == bucket]
+        return [owner for owner, name in self._described if name == bucket]
 
     # --- objects ------------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ from kvgate.errors import (
 )
 from kvgate.metrics import Metrics
 from kvgate.store.config import StoreConfig
-from kvgate.store.index import Entry, Index
+from kvgate.store.index import Bucket, Entry, Index
 from kvgate.store.placement import Placement
 from kvgate.store.quota import Quota
 from kvgate.store.read import Read
@@ -135,7 +135,7 @@ class Multipart:
             await self._find_space(tenant.name, bucket, kind.space)
         now_ms = int(self._clock() * 1000)
         upload_id = f"{now_ms:012x}{secrets.token_hex(20)}"  # ids are in the order of time, which listings go by
-        self._index.add_bucket(tenant.name, UPLOADS, now_ms)
+        self._index.add_bucket(tenant.name, Bucket(UPLOADS, now_ms))
 
         def bucket_is_there(_: Record | None) -> None:
             self._index.bucket(tenant.name, bucket)
@@ -313,12 +313,7 @@ class Multipart:
             raise InvalidPart("a part has been replaced or deleted meanwhile")
         with Read(self._placement, entry, self._metrics, self._config) as read:
             try:
-                body = await read.load(0, entry.record.nbytes)
-                try:
-                    async for view in body.views():
-                        await _fill(write, view)
-                finally:
-                    body.close()
+                await write.append(await read.load(0, entry.record.nbytes))
             except (NoSuchKey, CorruptCopy, NotInTier) as error:
                 raise InvalidPart("a part has been lost; upload it again") from error
 
@@ -361,20 +356,6 @@ class Multipart:
         with contextlib.suppress(NoSuchBucket):
             return self._index.get(record.tenant, record.bucket, record.key)
         return None
-
-
-async def _fill(write: Write, view: memoryview) -> None:
-    """Copy at most a mebibyte or so to the end of an upload, and let others have their turn.
-
-    A copy holds the interpreter wherever it runs, so that a thread would gain nothing.
-    """
-    while view:
-        buffer = await write.buffer()
-        count = min(len(buffer), len(view))
-        buffer[:count] = view[:count]
-        await write.advance(count)
-        view = view[count:]
-    await asyncio.sleep(0)
 
 
 def _upload_key(upload_id: str) -> str:

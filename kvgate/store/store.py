@@ -14,8 +14,9 @@ import contextlib
 import gc
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -102,7 +103,7 @@ class Store:
             return False
         if len(self.buckets(tenant.name)) >= tenant.max_buckets:
             raise TooManyBuckets(f"this tenant may have {tenant.max_buckets} buckets (max_buckets)")
-        self._index.add_bucket(tenant.name, bucket, _now_ms())
+        self._index.add_bucket(tenant.name, Bucket(bucket, _now_ms()))
         await self._save_catalog()
         return True
 
@@ -115,6 +116,22 @@ class Store:
         await self._save_catalog()
         for upload in uploads:
             await self.multipart.abort(upload)
+
+    async def set_bucket_setting(self, tenant: str, bucket: str, name: str, document: str | None) -> None:
+        """Set one of a bucket's documents, or remove it, so that this survives a restart. Raises NoSuchBucket.
+
+        What a document says is for those who read it.
+        """
+        before = self._index.bucket(tenant, bucket)
+        settings = {**before.settings, name: document}
+        after = replace(before, settings={name: text for name, text in settings.items() if text is not None})
+        self._index.replace_bucket(tenant, after)
+        try:
+            await self._save_catalog()
+        except BaseException:
+            if self._index.all_buckets().get((tenant, bucket)) is after:
+                self._index.replace_bucket(tenant, before)
+            raise
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -143,6 +160,32 @@ class Store:
         kind = parse_any_key(key)
         take_quota = partial(self._take_quota, tenant, evict=isinstance(kind, ChunkKey))
         return await self._open_write(tenant, bucket, key, kind, nbytes, take_quota)
+
+    async def set_attributes(
+        self, tenant: Tenant, bucket: str, key: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]
+    ) -> Record:
+        """Give an object other attributes, its body and its time as they were; what `change` makes of the present ones.
+
+        The body is written anew, so that every tier keeps objects that describe themselves. The tenant's quota is not
+        asked for the moment in which there are two.
+
+        Raises NoSuchBucket, NoSuchKey, ObjectChanged, StoreFull, TierError.
+        """
+        entry = self._entry(tenant.name, bucket, key)
+        record = entry.record
+        count = partial(self._quota.add, tenant.name)
+        with Read(self._placement, entry, self._metrics, self._config) as read:
+            body = await read.load(0, record.nbytes)
+            try:
+                write = await self._open_write(
+                    tenant, bucket, key, parse_any_key(key), record.nbytes, count, pinned=entry.pinned
+                )
+            except BaseException:
+                body.close()
+                raise
+            async with write:
+                await write.append(body)
+                return await write.commit(change(record.attributes), restated=record)
 
     async def delete(self, tenant: str, bucket: str, key: str, precondition: Precondition | None = None) -> bool:
         """Delete an object, so that it is gone after a restart too; False when it was not there.
@@ -232,11 +275,11 @@ class Store:
     async def load(self, tenants: Iterable[Tenant]) -> None:
         """Open the tiers and find what survived; make the buckets of the configuration."""
         began = time.monotonic()
-        for (owner, bucket), created_ms in self._catalog.load().items():
-            self._index.add_bucket(owner, bucket, created_ms)
+        for (owner, _), bucket in self._catalog.load().items():
+            self._index.add_bucket(owner, bucket)
         for tenant in tenants:
-            for bucket in tenant.buckets:
-                self._index.add_bucket(tenant.name, bucket, _now_ms())
+            for name in tenant.buckets:
+                self._index.add_bucket(tenant.name, Bucket(name, _now_ms()))
         gc.disable()  # nothing of what is made here is garbage, and to look for it takes half the time
         try:
             survivors = Survivors(len(self._placement.copies.tiers))

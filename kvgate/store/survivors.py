@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from kvgate.store.cold import AGE_CLASS_BITS, Cold
-from kvgate.store.index import Entry, Index
+from kvgate.store.index import Bucket, Entry, Index
 from kvgate.store.quota import Quota
 from kvgate.store.residents import Residents
 from kvgate.tiers.base import Copy, Record
@@ -48,7 +48,7 @@ class Survivors:
     def install(self, index: Index, quota: Quota, residents: tuple[Residents, ...]) -> None:
         """Make everything visible."""
         for (tenant, bucket), entries in self._entries.items():
-            index.add_bucket(tenant, bucket, min(entry.record.mtime_ms for entry in entries.values()))
+            index.add_bucket(tenant, Bucket(bucket, min(entry.record.mtime_ms for entry in entries.values())))
             index.load(tenant, bucket, entries)
             quota.add(tenant, sum(entry.record.nbytes for entry in entries.values()))
         for (rank, tenant), cold in self._cold.items():

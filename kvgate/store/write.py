@@ -21,6 +21,7 @@ from kvgate.errors import (
     ArenaFull,
     IncompleteBody,
     InvalidRequest,
+    ObjectChanged,
     ObjectTooLarge,
     StoreFull,
     TierFull,
@@ -28,6 +29,7 @@ from kvgate.errors import (
 )
 from kvgate.memory.digest import BLOCK_NBYTES, BlockDigest
 from kvgate.memory.lease import Lease
+from kvgate.messages import ResponseBody
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import MEMORY
 from kvgate.store.index import Entry, Index
@@ -119,15 +121,39 @@ class Write:
         if self.nbytes > self._quota_nbytes:
             self._take(self.nbytes - self._quota_nbytes)
 
-    async def commit(self, attributes: Mapping[str, str], precondition: Precondition | None = None) -> Record:
+    async def append(self, body: ResponseBody) -> None:
+        """Copy a body to the end of this one, letting others have their turn on the way. Closes the body.
+
+        A copy holds the interpreter wherever it runs, so that a thread would gain nothing.
+        """
+        try:
+            async for view in body.views():
+                left = view
+                while left:
+                    buffer = await self.buffer()
+                    count = min(len(buffer), len(left))
+                    buffer[:count] = left[:count]
+                    await self.advance(count)
+                    left = left[count:]
+                await asyncio.sleep(0)
+        finally:
+            body.close()
+
+    async def commit(
+        self,
+        attributes: Mapping[str, str],
+        precondition: Precondition | None = None,
+        restated: Record | None = None,
+    ) -> Record:
         """Make the object visible and return its record; that of the equal object that was there, for a key under kv/.
 
         attributes: stored header names (lower case) to values
+        restated:   the version of which only the attributes change: its time stays, and a key under kv/ may have it
         Raises IncompleteBody, PreconditionFailed, InvalidChunk, InvalidManifest, ImmutableConflict, NoSuchBucket,
         StoreFull, TierError, and then nothing of the upload is left.
         """
         try:
-            return await self._commit(attributes, precondition)
+            return await self._commit(attributes, precondition, restated)
         finally:
             await self.abort()
 
@@ -212,7 +238,9 @@ class Write:
 
     # --- committing ---------------------------------------------------------------------------------------------------
 
-    async def _commit(self, attributes: Mapping[str, str], precondition: Precondition | None) -> Record:
+    async def _commit(
+        self, attributes: Mapping[str, str], precondition: Precondition | None, restated: Record | None
+    ) -> Record:
         if self._declared_nbytes is not None and self.nbytes != self._declared_nbytes:
             raise IncompleteBody(f"the body has {self.nbytes} bytes of the {self._declared_nbytes} that were announced")
         space = None
@@ -225,15 +253,15 @@ class Write:
             self._key,
             self.nbytes,
             self._digest.value,
-            time.time_ns() // 1_000_000,
+            time.time_ns() // 1_000_000 if restated is None else restated.mtime_ms,
             dict(attributes),
         )
-        self._check(record, precondition)  # an early answer; the one that counts follows below
+        self._check(record, precondition, restated)  # an early answer; the one that counts follows below
         entry = Entry(record, (None,) * len(placement.copies.tiers))
         entry.pinned = self._pinned
         below = await self._finish_below(entry)
         try:
-            if existing := self._check(record, precondition):
+            if existing := self._check(record, precondition, restated):
                 await self._discard_below(entry, below)
                 return existing
             self._make_visible(entry, space)
@@ -273,12 +301,15 @@ class Write:
             tier = self._placement.copies.tiers[self._placement.copies.lower_ranks[0]]
             await asyncio.shield(self._placement.copies.spawn(tier.delete(entry.record, copy)))
 
-    def _check(self, record: Record, precondition: Precondition | None) -> Record | None:
+    def _check(self, record: Record, precondition: Precondition | None, restated: Record | None) -> Record | None:
         """None if the object may become visible now, else the equal record that is there already, or an error."""
         current = self._index.get(self._tenant.name, self._bucket, self._key)
         if precondition is not None:
             precondition(current.record if current is not None else None)
-        if self._kind is not None and check_immutable(record, current):
+        if restated is not None:
+            if current is None or current.record is not restated or not restated.same_body(record):
+                raise ObjectChanged("the object has been replaced or deleted meanwhile")
+        elif self._kind is not None and check_immutable(record, current):
             assert current is not None
             return current.record
         if isinstance(self._kind, ChunkKey):

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvgate.auth.identity import Identity, UnsignedPayload
-from kvgate.auth.tenants import Tenant
+from kvgate.auth.identity import UnsignedPayload
 from kvgate.errors import InvalidArgument, InvalidRange, InvalidRequest, PreconditionFailed
 from kvgate.messages import Headers, Request
 from kvgate.s3.call import Call
@@ -17,8 +16,8 @@ ETAG = f'"{RECORD.etag}"'
 
 def parse(query: str = "", **headers: str) -> ReadInput:
     named = Headers([(name.replace("_", "-"), value) for name, value in headers.items()])
-    identity = Identity(Tenant("acme"), UnsignedPayload())
-    return ReadInput.parse(Call(Request("GET", "/b/k", query, named), parse_target("/b/k", query), identity))
+    unsigned = UnsignedPayload()
+    return ReadInput.parse(Call(Request("GET", "/b/k", query, named), parse_target("/b/k", query), unsigned))
 
 
 def select(query: str = "", record: Record = RECORD, **headers: str) -> Selection:

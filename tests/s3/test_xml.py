@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvgate.errors import MalformedXML
-from kvgate.s3.xml import MAX_DEPTH, MAX_ELEMENTS, NAMESPACE, document, escape, parse
+from kvgate.s3.xml import MAX_DEPTH, MAX_ELEMENTS, NAMESPACE, Tag, document, escape, parse
 
 XML_TEXT = st.text(
     alphabet=st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"], exclude_characters="\ufffe\uffff")
@@ -32,6 +32,14 @@ def test_text_that_xml_cannot_carry_breaks_a_strict_parser_rather_than_change() 
 def test_documents_nest() -> None:
     body = document("R", [("A", 1), ("B", True), ("C", [("D", "x"), ("E", [])])], namespace="")
     assert body == b'<?xml version="1.0" encoding="UTF-8"?>\n<R><A>1</A><B>true</B><C><D>x</D><E></E></C></R>'
+
+
+@given(XML_TEXT)
+def test_attributes_arrive_unchanged(value: str) -> None:
+    root = ET.fromstring(document("Root", [(Tag("Grantee", {"type": value, "of": "x"}), [("ID", "y")])], namespace=""))
+    assert root[0].tag == "Grantee"
+    assert root[0].attrib == {"type": value, "of": "x"}
+    assert root[0].findtext("ID") == "y"
 
 
 @pytest.mark.parametrize("attribute", ["", f' xmlns="{NAMESPACE}"', ' xmlns="http://other/"', ' a="1"'])

@@ -5,7 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kvgate.errors import NoSuchBucket
-from kvgate.store.index import Entry, Index, Listing
+from kvgate.store.index import Bucket, Entry, Index, Listing
 from kvgate.tiers.base import Record
 
 keys = st.lists(st.text(alphabet="ab/é\U0010ffff", min_size=1, max_size=6), max_size=30, unique=True)
@@ -15,7 +15,7 @@ delimiters = st.sampled_from(["", "/", "a", "//", "\U0010ffff"])
 
 def index_of(names: list[str]) -> Index:
     index = Index()
-    index.add_bucket("t", "b", 0)
+    index.add_bucket("t", Bucket("b", 0))
     for name in names:
         index.put(Entry(Record("t", "b", name, 1, 0, 0), ("copy",)))
     return index

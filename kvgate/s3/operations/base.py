@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from kvgate.auth.tenants import Tenant
 from kvgate.messages import Response
+from kvgate.s3.access import Access
 from kvgate.s3.call import Call
 
 if TYPE_CHECKING:
@@ -18,11 +19,16 @@ Input = TypeVar("Input")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What an operation works on, and for whom."""
+    """What an operation works on, and for whom.
+
+    tenant: the owner of the bucket that is addressed, or the caller where none is
+    access: what the caller may do with this and every other bucket
+    """
 
     store: Store
     region: str
     tenant: Tenant
+    access: Access
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +37,17 @@ class Operation(Generic[Input]):
 
     parse:      a call's typed input; raises InvalidRequest or UnsupportedOperation
     carry_out:  raises any domain error
+    action:     what a caller needs to be allowed, as bucket policies name it; the same as `name` unless given
     parameters: the query parameters that it reads; a request with another one is refused
+    headers:    those x-amz-* headers that it reads and that are refused elsewhere
     """
 
     name: str
     parse: Callable[[Call], Input]
     carry_out: Callable[[Context, Input], Awaitable[Response]]
     parameters: frozenset[str] = frozenset()
+    headers: frozenset[str] = frozenset()
+    action: str = ""
 
     async def run(self, context: Context, call: Call) -> Response:
         """Parse, then carry out."""

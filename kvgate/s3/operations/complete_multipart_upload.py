@@ -52,7 +52,7 @@ class CompleteMultipartUploadInput:
             bucket=call.bucket,
             key=call.key,
             upload_id=call.query["uploadId"],
-            listing=PayloadReader(replace(call.request, headers=headers), call.identity.payload),
+            listing=PayloadReader(replace(call.request, headers=headers), call.payload_form),
             headers=call.headers,
             nbytes=object_size(call.headers),
             conditions=Conditions.parse(call.headers),
@@ -141,4 +141,6 @@ def _parse_part(element: ET.Element) -> ListedPart:
     return ListedPart(part_number(number.strip()), etag.strip().strip('"'), checksums)
 
 
-operation = Operation("CompleteMultipartUpload", CompleteMultipartUploadInput.parse, complete_multipart_upload)
+operation = Operation(
+    "CompleteMultipartUpload", CompleteMultipartUploadInput.parse, complete_multipart_upload, action="PutObject"
+)

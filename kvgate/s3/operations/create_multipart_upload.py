@@ -9,7 +9,7 @@ from kvgate.messages import Response
 from kvgate.s3.call import Call
 from kvgate.s3.operations.base import Context, Operation
 from kvgate.s3.part_checksums import PartChecksums
-from kvgate.s3.representation import attributes_of
+from kvgate.s3.representation import ANNOTATIONS, attributes_of
 from kvgate.s3.xml import document
 
 
@@ -40,4 +40,10 @@ async def create_multipart_upload(context: Context, input: CreateMultipartUpload
     return Response(headers={"Content-Type": "application/xml", **headers}, body=body)
 
 
-operation = Operation("CreateMultipartUpload", CreateMultipartUploadInput.parse, create_multipart_upload)
+operation = Operation(
+    "CreateMultipartUpload",
+    CreateMultipartUploadInput.parse,
+    create_multipart_upload,
+    headers=ANNOTATIONS,
+    action="PutObject",
+)

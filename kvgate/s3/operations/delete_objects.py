@@ -55,6 +55,7 @@ async def delete_objects(context: Context, input: DeleteObjectsInput) -> Respons
         try:
             if deletion.unsupported:
                 raise UnsupportedOperation(f"{deletion.unsupported} of an object to delete is not offered")
+            context.access.check(context.tenant, input.bucket, deletion.key, "s3:DeleteObject", {})
             await context.store.delete(context.tenant.name, input.bucket, deletion.key, deletion.conditions.for_write())
         except NoSuchBucket:
             raise
@@ -93,4 +94,4 @@ def _parse_object(element: ET.Element) -> Deletion:
     return Deletion(key, Conditions(if_match=(etag.strip().strip('"'),) if etag else ()), unsupported)
 
 
-operation = Operation("DeleteObjects", DeleteObjectsInput.parse, delete_objects)
+operation = Operation("DeleteObjects", DeleteObjectsInput.parse, delete_objects, action="DeleteObject")

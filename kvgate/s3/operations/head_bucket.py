@@ -24,4 +24,4 @@ async def head_bucket(context: Context, input: HeadBucketInput) -> Response:
     return Response(headers={"x-amz-bucket-region": context.region})
 
 
-operation = Operation("HeadBucket", HeadBucketInput.parse, head_bucket)
+operation = Operation("HeadBucket", HeadBucketInput.parse, head_bucket, action="ListBucket")

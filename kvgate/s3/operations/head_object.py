@@ -14,4 +14,4 @@ async def head_object(context: Context, input: ReadInput) -> Response:
     return Response(selection.status, selection.headers, content_length=nbytes)
 
 
-operation = Operation("HeadObject", ReadInput.parse, head_object, PARAMETERS)
+operation = Operation("HeadObject", ReadInput.parse, head_object, PARAMETERS, action="GetObject")

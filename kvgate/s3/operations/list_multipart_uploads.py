@@ -106,4 +106,5 @@ operation = Operation(
     ListMultipartUploadsInput.parse,
     list_multipart_uploads,
     frozenset({"prefix", "delimiter", "max-uploads", "key-marker", "upload-id-marker", "encoding-type"}),
+    action="ListBucketMultipartUploads",
 )

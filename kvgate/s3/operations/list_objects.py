@@ -39,4 +39,4 @@ async def list_objects(context: Context, input: ListObjectsInput) -> Response:
     return Response(headers={"Content-Type": "application/xml"}, body=document("ListBucketResult", entries))
 
 
-operation = Operation("ListObjects", ListObjectsInput.parse, list_objects, PARAMETERS | {"marker"})
+operation = Operation("ListObjects", ListObjectsInput.parse, list_objects, PARAMETERS | {"marker"}, action="ListBucket")

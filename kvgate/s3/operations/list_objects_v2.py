@@ -63,4 +63,5 @@ operation = Operation(
     ListObjectsV2Input.parse,
     list_objects_v2,
     PARAMETERS | {"start-after", "continuation-token", "fetch-owner"},
+    action="ListBucket",
 )

@@ -75,4 +75,10 @@ async def list_parts(context: Context, input: ListPartsInput) -> Response:
     return Response(headers={"Content-Type": "application/xml"}, body=document("ListPartsResult", entries))
 
 
-operation = Operation("ListParts", ListPartsInput.parse, list_parts, frozenset({"max-parts", "part-number-marker"}))
+operation = Operation(
+    "ListParts",
+    ListPartsInput.parse,
+    list_parts,
+    frozenset({"max-parts", "part-number-marker"}),
+    action="ListMultipartUploadParts",
+)

@@ -11,7 +11,7 @@ from kvgate.s3.body import PayloadReader
 from kvgate.s3.call import Call
 from kvgate.s3.conditions import Conditions
 from kvgate.s3.operations.base import Context, Operation
-from kvgate.s3.representation import attributes_of, checksum_headers
+from kvgate.s3.representation import ANNOTATIONS, attributes_of, checksum_headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,4 +60,4 @@ async def put_object(context: Context, input: PutObjectInput) -> Response:
     return Response(headers={"ETag": f'"{record.etag}"', **checksum_headers(record)})
 
 
-operation = Operation("PutObject", PutObjectInput.parse, put_object)
+operation = Operation("PutObject", PutObjectInput.parse, put_object, headers=ANNOTATIONS)

@@ -52,4 +52,4 @@ async def upload_part(context: Context, input: UploadPartInput) -> Response:
     return Response(headers={"ETag": f'"{record.etag}"', **record.attributes})
 
 
-operation = Operation("UploadPart", UploadPartInput.parse, upload_part, frozenset({"partNumber"}))
+operation = Operation("UploadPart", UploadPartInput.parse, upload_part, frozenset({"partNumber"}), action="PutObject")
