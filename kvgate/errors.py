@@ -195,6 +195,10 @@ class UnsupportedOperation(KVGateError):
     """An S3 operation or header that this gateway does not offer."""
 
 
+class RDMANotOffered(UnsupportedOperation):
+    """A request whose body was to go by RDMA."""
+
+
 class MethodNotAllowed(KVGateError):
     """The resource exists, but not with this method."""
 

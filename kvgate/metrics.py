@@ -50,6 +50,9 @@ class Metrics:
         self.evicted = Counter(
             "kvgate_evicted_objects_total", "Copies evicted to make room", ["tier"], registry=self.registry
         )
+        self.expired = self._counter(
+            "kvgate_expired_objects_total", "Objects deleted because a lifecycle rule made them expire"
+        )
         self.tier_used_bytes = Gauge("kvgate_tier_used_bytes", "Room taken in a tier", ["tier"], registry=self.registry)
         self.tier_capacity_bytes = Gauge(
             "kvgate_tier_capacity_bytes", "Room that a tier has", ["tier"], registry=self.registry

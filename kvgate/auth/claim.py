@@ -46,6 +46,15 @@ def is_signed(request: Request) -> bool:
     return "authorization" in request.headers or any(mark in request.raw_query for mark in _MARKS)
 
 
+def claimed_access_key(request: Request) -> str:
+    """The access key that a presigned query names, which nothing has proved; empty without one."""
+    for parameter in request.raw_query.split("&"):
+        name, _, value = parameter.partition("=")
+        if name in ("X-Amz-Credential", "AWSAccessKeyId"):
+            return unquote(value).partition("/")[0]
+    return ""
+
+
 def is_presigned_v2(request: Request) -> bool:
     """Whether it is the query that signs, by Signature Version 2."""
     query = request.raw_query

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from kvgate.auth.authenticator import Authenticator
@@ -15,6 +16,7 @@ from kvgate.s3.access import Access
 from kvgate.s3.call import Call
 from kvgate.s3.errors import error_response
 from kvgate.s3.operations.base import Context
+from kvgate.s3.origins import Origins
 from kvgate.s3.routes import route
 from kvgate.s3.target import parse_target
 
@@ -36,34 +38,58 @@ class S3:
         self._authenticator = authenticator
         self._region = region
         self._unsigned = unsigned
+        self._origins = Origins(store, tenants, unsigned)
 
     async def handle(self, request: Request, request_id: str) -> Response:
         """The response to a request, errors included; only cancellation is raised.
 
         The body of the request may be left unread when it is refused. The caller closes the response's body.
         """
-        name = ""
+        answer = Answer()
         try:
-            identity = self._authenticator.authenticate(request) if is_signed(request) else None
-            caller, payload_form = (identity.tenant, identity.payload) if identity else (None, _UNSIGNED)
-            access = Access(self._store, self._tenants, caller, self._unsigned)
-            target = parse_target(request.raw_path, request.raw_query, request.bucket)
-            call = Call(request, target, payload_form)
-            operation = route(call)
-            name = operation.name
-            owner, bucket = access.resolve(target.bucket)
-            call = Call(request, replace(target, bucket=bucket), payload_form)
-            expected = request.headers.get("x-amz-expected-bucket-owner")
-            if expected not in ("", owner.name):
-                raise AccessDenied("the bucket is not of the owner that x-amz-expected-bucket-owner names")
-            if bucket:
-                access.check(owner, bucket, call.key, f"s3:{operation.action or name}", call.query)
-            try:
-                response = await operation.run(Context(self._store, self._region, owner, access), call)
-            except (NoSuchBucket, NoSuchKey) as error:
-                raise access.conceal(owner, bucket, call.key, error) from error
+            await self._answer(request, answer)
         except Exception as error:
-            response = error_response(error, method=request.method, resource=request.raw_path, request_id=request_id)
-        response.operation = name
+            answer.response = error_response(
+                error, method=request.method, resource=request.raw_path, request_id=request_id
+            )
+        response = answer.response
+        response.operation = answer.operation
+        response.headers.update(answer.headers)
         response.headers["x-amz-request-id"] = request_id
         return response
+
+    async def _answer(self, request: Request, answer: Answer) -> None:
+        target = parse_target(request.raw_path, request.raw_query, request.bucket)
+        if request.method == "OPTIONS":
+            answer.operation = "Preflight"
+            answer.response = self._origins.preflight(request, target.bucket)
+            return
+        identity = self._authenticator.authenticate(request) if is_signed(request) else None
+        caller, payload_form = (identity.tenant, identity.payload) if identity else (None, _UNSIGNED)
+        operation = route(Call(request, target, payload_form))
+        answer.operation = operation.name
+        access = Access(self._store, self._tenants, caller, self._unsigned)
+        owner, bucket = access.resolve(target.bucket)
+        answer.headers = self._origins.headers(request, owner, bucket)
+        call = Call(request, replace(target, bucket=bucket), payload_form)
+        expected = request.headers.get("x-amz-expected-bucket-owner")
+        if expected not in ("", owner.name):
+            raise AccessDenied("the bucket is not of the owner that x-amz-expected-bucket-owner names")
+        if bucket:
+            access.check(owner, bucket, call.key, f"s3:{operation.action or operation.name}", call.query)
+        try:
+            answer.response = await operation.run(Context(self._store, self._region, owner, access), call)
+        except (NoSuchBucket, NoSuchKey) as error:
+            raise access.conceal(owner, bucket, call.key, error) from error
+
+
+@dataclass(slots=True)
+class Answer:
+    """What is known of an answer, as far as a request has got.
+
+    headers: which it has whatever becomes of the request
+    """
+
+    operation: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    response: Response = field(default_factory=Response)

@@ -13,13 +13,16 @@ from kvgate.errors import InvalidRequest, MalformedXML
 from kvgate.s3.elements import Fields, text_of
 from kvgate.s3.xml import Children, document, parse
 
+SETTING = "cors"
+"""By which the store keeps the rules of a bucket."""
+
 MAX_RULES = 100
 MAX_BODY_NBYTES = 64 << 10
 MAX_ID_CHARS = 255
 MAX_REQUEST_HEADERS = 100
 METHODS = ("GET", "PUT", "HEAD", "POST", "DELETE")
 
-_VARY = "Origin, Access-Control-Request-Headers, Access-Control-Request-Method"
+VARY = "Origin, Access-Control-Request-Headers, Access-Control-Request-Method"
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _ORIGIN = re.compile(r"[!-~]+")
 _SECONDS = re.compile(r"[0-9]{1,9}")
@@ -102,7 +105,7 @@ def _headers(rule: CorsRule, origin: str, methods: str) -> dict[str, str]:
         headers["Access-Control-Expose-Headers"] = ", ".join(rule.exposed)
     if rule.max_age_s is not None:
         headers["Access-Control-Max-Age"] = str(rule.max_age_s)
-    headers["Vary"] = _VARY
+    headers["Vary"] = VARY
     return headers
 
 

@@ -25,6 +25,8 @@ def error_response(error: Exception, *, method: str, resource: str, request_id: 
         fields.append(("ActualObjectSize", error.nbytes))
     if isinstance(error, errors.PreconditionFailed):
         fields.append(("Condition", error.condition))
+    if isinstance(error, errors.RDMANotOffered):
+        headers["x-amz-rdma-reply"] = str(status)
     if status == 503:
         headers["Retry-After"] = "1"
     if method == "HEAD" or status == 304:

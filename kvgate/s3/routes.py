@@ -9,11 +9,13 @@ from __future__ import annotations
 import enum
 from typing import Any
 
-from kvgate.errors import MethodNotAllowed, UnsupportedOperation
+from kvgate.errors import MethodNotAllowed, RDMANotOffered, UnsupportedOperation
 from kvgate.messages import Headers
 from kvgate.s3.call import Call
 from kvgate.s3.operations import (
     abort_multipart_upload,
+    bucket_cors,
+    bucket_lifecycle,
     bucket_policy,
     complete_multipart_upload,
     create_bucket,
@@ -56,6 +58,12 @@ ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {
     ("GET", Resource.BUCKET, "location"): get_bucket_location.operation,
     ("GET", Resource.BUCKET, "uploads"): list_multipart_uploads.operation,
     ("POST", Resource.BUCKET, "delete"): delete_objects.operation,
+    ("GET", Resource.BUCKET, "cors"): bucket_cors.get,
+    ("PUT", Resource.BUCKET, "cors"): bucket_cors.put,
+    ("DELETE", Resource.BUCKET, "cors"): bucket_cors.delete,
+    ("GET", Resource.BUCKET, "lifecycle"): bucket_lifecycle.get,
+    ("PUT", Resource.BUCKET, "lifecycle"): bucket_lifecycle.put,
+    ("DELETE", Resource.BUCKET, "lifecycle"): bucket_lifecycle.delete,
     ("GET", Resource.BUCKET, "policy"): bucket_policy.get,
     ("PUT", Resource.BUCKET, "policy"): bucket_policy.put,
     ("DELETE", Resource.BUCKET, "policy"): bucket_policy.delete,
@@ -102,6 +110,9 @@ _UNSUPPORTED_HEADERS = (
 )
 """Headers, or beginnings of headers, that ask for more than the operation would do."""
 
+_RDMA_HEADERS = ("x-amz-rdma-token", "x-rdma-info")
+"""Their sender keeps the body back, and has it fetched or filled by the server's network card."""
+
 _ACCEPTED_VALUES = {
     "x-amz-acl": {"private", "bucket-owner-full-control"},
     "x-amz-storage-class": {"STANDARD"},
@@ -133,6 +144,8 @@ def route(call: Call) -> Operation[Any]:
 
 
 def _check_headers(headers: Headers, operation: Operation[Any]) -> None:
+    if any(name in headers for name in _RDMA_HEADERS):
+        raise RDMANotOffered("bodies are carried by HTTP alone here; send this one without RDMA")
     for name, value in headers.items():
         if not name.startswith("x-amz-") or name in operation.headers:
             continue

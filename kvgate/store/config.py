@@ -35,6 +35,12 @@ class StoreConfig:
         default=Seconds(7 * 86400.0),
         help="how long a multipart upload may stay unfinished before it and its parts are deleted",
     )
+    lifecycle_day: Seconds = option(
+        default=Seconds(86400.0), help="what lifecycle rules mean by a day; less than 24h is for tests of the rules"
+    )
+    lifecycle_interval: Seconds = option(
+        default=Seconds(60.0), help="how often expired objects are looked for, in the buckets that have lifecycle rules"
+    )
     max_lease: Seconds = option(default=Seconds(300.0), help="the longest lease that a client can get")
     max_leases: int = option(default=100_000, help="how many leases can be open at the same time")
 
@@ -43,5 +49,8 @@ class StoreConfig:
             raise ConfigError(f"window: expected at least 1MiB, got {self.window} bytes")
         if not 1 <= self.movers <= 64:
             raise ConfigError(f"movers: expected 1 to 64, got {self.movers}")
+        for key in ("lifecycle_day", "lifecycle_interval"):
+            if getattr(self, key) <= 0:
+                raise ConfigError(f"{key}: expected more than 0 seconds")
         if self.max_leases < 1:
             raise ConfigError(f"max_leases: expected at least 1, got {self.max_leases}")

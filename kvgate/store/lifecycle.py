@@ -19,6 +19,10 @@ TAGS = "x-amz-tagging"
 """The attribute of a record with its tags, as a query."""
 
 
+SETTING = "lifecycle"
+"""By which the store keeps the rules of a bucket."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rule:
     """One rule: which objects it is about, and what becomes of them.

@@ -29,6 +29,7 @@ from kvgate.metrics import Metrics
 from kvgate.store.catalog import Catalog
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import Copies
+from kvgate.store.expiry import Expiry
 from kvgate.store.index import Bucket, Entry, Index, Listing
 from kvgate.store.leases import LeaseTable
 from kvgate.store.multipart import Multipart
@@ -80,6 +81,15 @@ class Store:
             open_write=self._open_write,
             take_quota=self._take_quota,
             find_space=self._space,
+        )
+        self._expiry = Expiry(
+            index=self._index,
+            copies=copies,
+            multipart=self.multipart,
+            remove=self._remove,
+            metrics=metrics,
+            config=config,
+            clock=time.time,
         )
         self._catalog_thread = ThreadPoolExecutor(1, thread_name_prefix="kvgate-catalog")  # one, so in order
 
@@ -197,10 +207,13 @@ class Store:
             precondition(entry.record if entry is not None else None)
         if entry is None:
             return False
-        self._index.remove(entry)
-        self._quota.give_back(tenant, entry.record.nbytes)
+        self._remove(entry)
         await self._placement.copies.delete(entry)
         return True
+
+    def expiry(self, record: Record) -> tuple[int, str] | None:
+        """When lifecycle rules make an object expire, in ms since the epoch, and by which rule. Raises NoSuchBucket."""
+        return self._expiry.first_of(record)
 
     def pin(self, tenant: str, bucket: str, key: str, *, pinned: bool = True) -> None:
         """Keep an object from eviction, or no longer. Raises NoSuchBucket, NoSuchKey."""
@@ -297,6 +310,7 @@ class Store:
         self._placement.copies.start(tasks)
         self._workers = self._placement.demotion.start(tasks, self._config.movers)
         self._workers.append(tasks.create_task(self._expire_forever()))
+        self._workers.append(tasks.create_task(self._expiry.run()))
 
     async def stop(self) -> None:
         """Write what is only in memory to the lower tiers, end the background work and close the tiers."""
@@ -344,6 +358,11 @@ class Store:
         )
         await write.open()
         return write
+
+    def _remove(self, entry: Entry) -> None:
+        """Make an entry invisible."""
+        self._index.remove(entry)
+        self._quota.give_back(entry.record.tenant, entry.record.nbytes)
 
     def _entry(self, tenant: str, bucket: str, key: str) -> Entry:
         entry = self._index.get(tenant, bucket, key)

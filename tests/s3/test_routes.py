@@ -33,6 +33,12 @@ def call(method: str, target: str, **headers: str) -> Call:
         ("GET", "/b?prefix=a&delimiter=/&marker=x&max-keys=1&encoding-type=url", "ListObjects"),
         ("GET", "/b?list-type=2&start-after=x&fetch-owner=true&continuation-token=t", "ListObjectsV2"),
         ("POST", "/b?delete", "DeleteObjects"),
+        ("GET", "/b?cors", "GetBucketCors"),
+        ("PUT", "/b?cors", "PutBucketCors"),
+        ("DELETE", "/b?cors", "DeleteBucketCors"),
+        ("GET", "/b?lifecycle", "GetBucketLifecycleConfiguration"),
+        ("PUT", "/b?lifecycle", "PutBucketLifecycleConfiguration"),
+        ("DELETE", "/b?lifecycle", "DeleteBucketLifecycle"),
         ("GET", "/b?policy", "GetBucketPolicy"),
         ("PUT", "/b?policy", "PutBucketPolicy"),
         ("DELETE", "/b?policy", "DeleteBucketPolicy"),
@@ -73,8 +79,9 @@ def test_every_operation_has_one_route() -> None:
         *[
             ("GET", f"/b?{name}", name)
             for name in (
-                *("acl", "tagging", "versioning", "versions", "cors", "lifecycle", "encryption"),
-                *("object-lock", "website", "notification", "replication", "publicAccessBlock", "requestPayment"),
+                *("versioning", "object-lock", "encryption", "website", "logging", "replication", "notification"),
+                *("accelerate", "requestPayment", "publicAccessBlock", "ownershipControls", "inventory", "analytics"),
+                *("metrics", "intelligent-tiering", "acl", "tagging", "versions"),
             )
         ],
         ("PUT", "/b?versioning", "versioning"),

@@ -186,3 +186,11 @@ def test_anonymous_requests_are_refused(gateway: RunningGateway) -> None:
 def test_metrics_name_the_operation(gateway: RunningGateway) -> None:
     send(gateway, "GET", "/alpha-bucket/never-there")
     assert any('operation="GetObject"' in name and 'status="404"' in name for name in gateway.metrics())
+
+
+@pytest.mark.parametrize("header", ["x-rdma-info", "x-amz-rdma-token"])
+def test_bodies_by_rdma_are_declined_and_nothing_is_stored(gateway: RunningGateway, header: str) -> None:
+    path = "/alpha-bucket/by-rdma"
+    status, headers, _ = send(gateway, "PUT", path, {header: "token", "content-length": "0"})
+    assert (status, headers["x-amz-rdma-reply"]) == (501, "501")
+    assert send(gateway, "GET", path)[0] == 404

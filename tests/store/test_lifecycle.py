@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvgate.store.lifecycle import Rule, due, dumps, expires_ms, first_expiry, loads, upload_due
@@ -107,11 +107,13 @@ RULES = st.builds(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(RULES, max_size=4))
 def test_stored_rules_lead_back(rules: list[Rule]) -> None:
     assert loads(dumps(rules)) == tuple(rules)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(RULES, max_size=4), st.integers(0, 1 << 45))
 def test_an_object_is_due_when_any_rule_says_so(rules: list[Rule], now_ms: int) -> None:
     each = [due([one], RECORD, now_ms, DAY_S) for one in rules]

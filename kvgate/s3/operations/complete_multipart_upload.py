@@ -15,6 +15,7 @@ from kvgate.s3.body import PayloadReader
 from kvgate.s3.call import Call
 from kvgate.s3.checksums import ALGORITHMS, HEADER_PREFIX
 from kvgate.s3.conditions import Conditions
+from kvgate.s3.expiration import expiration_headers
 from kvgate.s3.operations.base import Context, Operation
 from kvgate.s3.part_checksums import ALGORITHM_HEADER, TYPE_HEADER, PartChecksums, part_elements
 from kvgate.s3.parts import MAX_PARTS, object_size, part_number
@@ -97,7 +98,7 @@ async def complete_multipart_upload(context: Context, input: CompleteMultipartUp
             ("ChecksumType", checksums[TYPE_HEADER]),
         ],
     )
-    return Response(headers={"Content-Type": "application/xml"}, body=body)
+    return Response(headers={"Content-Type": "application/xml", **expiration_headers(context.store, record)}, body=body)
 
 
 def _describe(

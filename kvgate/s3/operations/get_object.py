@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from kvgate.messages import Response
+from kvgate.s3.expiration import expiration_headers
 from kvgate.s3.operations.base import Context, Operation
 from kvgate.s3.reading import PARAMETERS, ReadInput
 
@@ -15,6 +16,7 @@ async def get_object(context: Context, input: ReadInput) -> Response:
         read = context.store.open_read(context.tenant.name, input.bucket, input.key)
         stack.callback(read.close)
         selection = input.select(read.record)
+        selection.headers.update(expiration_headers(context.store, read.record))
         if selection.start == selection.stop:
             return Response(selection.status, selection.headers)
         body = await read.load(selection.start, selection.stop)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from kvgate.messages import Response
+from kvgate.s3.expiration import expiration_headers
 from kvgate.s3.operations.base import Context, Operation
 from kvgate.s3.reading import PARAMETERS, ReadInput
 
 
 async def head_object(context: Context, input: ReadInput) -> Response:
     """What GET would answer, without the bytes; nothing is leased or read. Raises NoSuchBucket, NoSuchKey."""
-    selection = input.select(context.store.stat(context.tenant.name, input.bucket, input.key))
+    record = context.store.stat(context.tenant.name, input.bucket, input.key)
+    selection = input.select(record)
+    selection.headers.update(expiration_headers(context.store, record))
     nbytes = None if selection.status == 304 else selection.stop - selection.start
     return Response(selection.status, selection.headers, content_length=nbytes)
 

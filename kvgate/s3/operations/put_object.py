@@ -10,6 +10,7 @@ from kvgate.messages import Response
 from kvgate.s3.body import PayloadReader
 from kvgate.s3.call import Call
 from kvgate.s3.conditions import Conditions
+from kvgate.s3.expiration import expiration_headers
 from kvgate.s3.operations.base import Context, Operation
 from kvgate.s3.representation import ANNOTATIONS, attributes_of, checksum_headers
 
@@ -57,7 +58,8 @@ async def put_object(context: Context, input: PutObjectInput) -> Response:
             await write.advance(received)
         await body.finish()
         record = await write.commit({**input.attributes, **body.checksums}, precondition)
-    return Response(headers={"ETag": f'"{record.etag}"', **checksum_headers(record)})
+    headers = {"ETag": f'"{record.etag}"', **checksum_headers(record), **expiration_headers(store, record)}
+    return Response(headers=headers)
 
 
 operation = Operation("PutObject", PutObjectInput.parse, put_object, headers=ANNOTATIONS)
