@@ -26,7 +26,7 @@ ANYONE = None
 MAX_POLICY_NBYTES = 20 << 10
 MAX_PATTERN_CHARS = 1024
 """No key is longer."""
-MAX_SEARCHES = 64
+MAX_SEARCHES = 16
 """How many patterns of a policy may have a wildcard before their end: each takes a pass over a key or a value."""
 
 _VERSIONS = ("2012-10-17", "2008-10-17")

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from kvgate.chunk.key import MAX_KEY_NBYTES
 from kvgate.errors import InvalidArgument
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Page:
         encoding = query.get("encoding-type", "")
         if encoding not in ("", "url"):
             raise InvalidArgument("encoding-type must be 'url'")
+        if len(query.get("prefix", "").encode()) > MAX_KEY_NBYTES:
+            raise InvalidArgument(f"prefix is over {MAX_KEY_NBYTES} bytes, and no key is that long")
         return cls(
             prefix=query.get("prefix", ""),
             delimiter=query.get("delimiter", ""),

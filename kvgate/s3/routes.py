@@ -113,7 +113,7 @@ _UNSUPPORTED_HEADERS = (
 _RDMA_HEADERS = ("x-amz-rdma-token", "x-rdma-info")
 """Their sender keeps the body back, and has it fetched or filled by the server's network card."""
 
-_ACCEPTED_VALUES = {
+ACCEPTED_VALUES = {
     "x-amz-acl": {"private", "bucket-owner-full-control"},
     "x-amz-storage-class": {"STANDARD"},
     "x-amz-object-ownership": {"BucketOwnerEnforced"},
@@ -151,7 +151,7 @@ def _check_headers(headers: Headers, operation: Operation[Any]) -> None:
             continue
         if name.startswith(_UNSUPPORTED_HEADERS):
             raise UnsupportedOperation(f"the header {name} is not offered")
-        if name in _ACCEPTED_VALUES and value not in _ACCEPTED_VALUES[name]:
+        if name in ACCEPTED_VALUES and value not in ACCEPTED_VALUES[name]:
             raise UnsupportedOperation(
-                f"the header {name} is accepted as {' or '.join(sorted(_ACCEPTED_VALUES[name]))} only"
+                f"the header {name} is accepted as {' or '.join(sorted(ACCEPTED_VALUES[name]))} only"
             )

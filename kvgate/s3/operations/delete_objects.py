@@ -55,6 +55,7 @@ async def delete_objects(context: Context, input: DeleteObjectsInput) -> Respons
         try:
             if deletion.unsupported:
                 raise UnsupportedOperation(f"{deletion.unsupported} of an object to delete is not offered")
+            await asyncio.sleep(0)
             context.access.check(context.tenant, input.bucket, deletion.key, "s3:DeleteObject", {})
             await context.store.delete(context.tenant.name, input.bucket, deletion.key, deletion.conditions.for_write())
         except NoSuchBucket:
