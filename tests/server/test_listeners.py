@@ -5,13 +5,13 @@ from __future__ import annotations
 import http.client
 import socket
 import ssl
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+import trustme
 from botocore.config import Config
 
 from kvgate.auth import sigv4
@@ -118,20 +118,19 @@ def test_exact_ranges_are_all_or_nothing(start_gateway: Start) -> None:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls")
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    names = "subjectAltName=IP:127.0.0.1,DNS:localhost"
-    files = ["-keyout", "key.pem", "-out", "cert.pem"]
-    subprocess.run([*command.split(), "-addext", names, *files], cwd=folder, check=True, capture_output=True)
-    return folder / "cert.pem", folder / "key.pem"
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    authority.issue_cert("127.0.0.1", "localhost").private_key_and_cert_chain_pem.write_to_path(folder / "gateway.pem")
+    return folder
 
 
-def test_https(start_gateway: Start, certificate: tuple[Path, Path]) -> None:
-    cert, key = map(str, certificate)
+def test_https(start_gateway: Start, certificates: Path) -> None:
+    cert, pem = str(certificates / "ca.pem"), str(certificates / "gateway.pem")
     port = free_port()
     gateway = start_gateway(
-        listen={"tls_certificate": cert, "tls_key": key}, listeners=[{"port": port, "bucket": "alpha-bucket"}]
+        listen={"tls_certificate": pem, "tls_key": pem}, listeners=[{"port": port, "bucket": "alpha-bucket"}]
     )
     s3 = client(f"https://127.0.0.1:{gateway.port}", verify=cert)
     body = bytes(range(256)) * 40_000
