@@ -42,6 +42,7 @@ TABLE: dict[type[BaseException], Row] = {
     errors.BadDigest: Row("BadDigest", 400),
     errors.PayloadHashMismatch: Row("XAmzContentSHA256Mismatch", 400),
     errors.InvalidRange: Row("InvalidRange", 416),
+    errors.InvalidPartNumber: Row("InvalidPartNumber", 416),
     errors.PreconditionFailed: Row("PreconditionFailed", 412),
     errors.NotModified: Row("NotModified", 304),
     # names
@@ -52,6 +53,7 @@ TABLE: dict[type[BaseException], Row] = {
     errors.BucketNotEmpty: Row("BucketNotEmpty", 409),
     errors.TooManyBuckets: Row("TooManyBuckets", 400),
     errors.NoSuchKey: Row("NoSuchKey", 404),
+    errors.NoSuchVersion: Row("NoSuchVersion", 404),
     errors.ObjectChanged: Row("OperationAborted", 409),
     # what owners set for their buckets
     errors.NoSuchBucketPolicy: Row("NoSuchBucketPolicy", 404),

@@ -108,6 +108,10 @@ class NoSuchKey(KVGateError):
     """A miss: no tier holds a good copy of the object."""
 
 
+class NoSuchVersion(KVGateError):
+    """Another version of an object than the one that there is, which S3 names "null"."""
+
+
 class ObjectChanged(KVGateError):
     """The object was replaced or deleted while something of it was being changed; the caller should look again."""
 
@@ -225,6 +229,10 @@ class InvalidRange(KVGateError):
     def __init__(self, nbytes: int) -> None:
         super().__init__(f"the requested range holds no byte of this object of {nbytes} bytes")
         self.nbytes = nbytes
+
+
+class InvalidPartNumber(KVGateError):
+    """A part of an object that has fewer of them."""
 
 
 class PreconditionFailed(KVGateError):

@@ -199,7 +199,7 @@ class PayloadReader:
 
     async def _digest(self, view: memoryview) -> None:
         if len(view) > HASH_IN_THREAD_NBYTES and self._slow:
-            await _in_threads(self._slow, self._inline, view)
+            await update_in_threads(self._slow, self._inline, view)
         else:
             for update in self._slow + self._inline:
                 update(view)
@@ -225,7 +225,7 @@ class _Claim:
             raise self._error(f"the body does not match the {self.header} that came with it")
 
 
-async def _in_threads(slow: list[Update], inline: list[Update], view: memoryview) -> None:
+async def update_in_threads(slow: list[Update], inline: list[Update], view: memoryview) -> None:
     """Each of `slow` in a thread of its own, meanwhile all of `inline` here. Returns when no thread reads `view`.
 
     Also when cancelled: the caller is going to give the memory back, and a thread cannot be stopped.

@@ -19,6 +19,9 @@ from kvgate.errors import InvalidArgument, UnsupportedOperation
 HEADER_PREFIX = "x-amz-checksum-"
 """A header with this prefix and an algorithm's name carries the base64 of a digest."""
 
+STORES_OWN = "crc64nvme"
+"""The algorithm of the digest that the store keeps of every object."""
+
 _NOT_A_DIGEST = frozenset({"x-amz-checksum-algorithm", "x-amz-checksum-mode", "x-amz-checksum-type"})
 
 

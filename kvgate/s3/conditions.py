@@ -15,7 +15,14 @@ from kvgate.errors import NoSuchKey, NotModified, PreconditionFailed
 from kvgate.messages import Headers
 
 if TYPE_CHECKING:
+    from kvgate.store.store import Store
     from kvgate.tiers.base import Record
+
+COPY_SOURCE_PREFIX = "x-amz-copy-source-"
+COPY_SOURCE_HEADERS = frozenset(
+    COPY_SOURCE_PREFIX + name for name in ("if-match", "if-none-match", "if-modified-since", "if-unmodified-since")
+)
+"""The conditions of a copy on its source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,12 @@ class Conditions:
             if_range=headers.get("if-range").strip(),
         )
 
+    @classmethod
+    def parse_copy_source(cls, headers: Headers) -> Conditions:
+        """What must hold of the source of a copy."""
+        found = [(name, value) for name in COPY_SOURCE_HEADERS for value in headers.getall(name)]
+        return cls.parse(Headers((name.removeprefix(COPY_SOURCE_PREFIX), value) for name, value in found))
+
     def check_read(self, record: Record) -> None:
         """Raises PreconditionFailed, or NotModified when the caller has the current object already."""
         self._check_unchanged(record)
@@ -48,11 +61,32 @@ class Conditions:
         elif self.if_modified_since is not None and record.mtime_ms // 1000 <= self.if_modified_since:
             raise NotModified("the object has not been modified since If-Modified-Since")
 
+    def check_copy_source(self, record: Record) -> None:
+        """Raises PreconditionFailed, whichever condition does not hold, as S3 does."""
+        try:
+            self.check_read(record)
+        except PreconditionFailed as error:
+            raise PreconditionFailed(COPY_SOURCE_PREFIX + error.condition) from None
+        except NotModified:
+            condition = "If-None-Match" if self.if_none_match else "If-Modified-Since"
+            raise PreconditionFailed(COPY_SOURCE_PREFIX + condition) from None
+
     def for_write(self) -> Callable[[Record | None], None] | None:
         """What a write or delete must hold against the current object in the same step; None for nothing."""
         if self.if_match or self.if_none_match or self.if_unmodified_since is not None:
             return self.check_write
         return None
+
+    def check_early(self, store: Store, tenant: str, bucket: str, key: str) -> None:
+        """What `for_write` would refuse as things are, to save the transfer. Raises as `check_write`, NoSuchBucket."""
+        if self.for_write() is None:
+            return
+        try:
+            record = store.stat(tenant, bucket, key)
+        except NoSuchKey:
+            self.check_write(None)
+        else:
+            self.check_write(record)
 
     def check_write(self, record: Record | None) -> None:
         """Raises PreconditionFailed, or NoSuchKey for an If-Match where there is no object, as S3 does."""

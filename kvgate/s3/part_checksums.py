@@ -15,7 +15,7 @@ from awscrt import checksums as crt
 from kvgate.errors import BadDigest, InvalidArgument, InvalidRequest
 from kvgate.messages import Headers
 from kvgate.s3 import checksums
-from kvgate.s3.checksums import ALGORITHMS, HEADER_PREFIX
+from kvgate.s3.checksums import ALGORITHMS, HEADER_PREFIX, STORES_OWN
 
 if TYPE_CHECKING:
     from kvgate.tiers.base import Record
@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 ALGORITHM_HEADER = "x-amz-checksum-algorithm"
 TYPE_HEADER = "x-amz-checksum-type"
 
-_STORES_OWN = "crc64nvme"
 _COMBINE: dict[str, Callable[[int, int, int], int]] = {
     "crc32": crt.combine_crc32,
     "crc32c": crt.combine_crc32c,
-    _STORES_OWN: crt.combine_crc64nvme,
+    STORES_OWN: crt.combine_crc64nvme,
 }
 _SUFFIX = re.compile(r"-[0-9]+\Z")
 
@@ -54,8 +53,8 @@ class PartChecksums:
             raise InvalidArgument(f"{TYPE_HEADER} is COMPOSITE or FULL_OBJECT")
         if kind and not algorithm:
             raise InvalidRequest(f"{TYPE_HEADER} needs an {ALGORITHM_HEADER}")
-        composite = kind == "COMPOSITE" if kind else algorithm not in ("", _STORES_OWN)
-        if composite and algorithm == _STORES_OWN:
+        composite = kind == "COMPOSITE" if kind else algorithm not in ("", STORES_OWN)
+        if composite and algorithm == STORES_OWN:
             raise InvalidRequest("CRC64NVME is offered with the type FULL_OBJECT only")
         if not composite and algorithm and algorithm not in _COMBINE:
             raise InvalidRequest(f"{name} is offered with the type COMPOSITE only")
@@ -74,14 +73,14 @@ class PartChecksums:
     def check_part(self, headers: Headers) -> None:
         """Refuse, before it is sent, a part without the checksum that the object's is to follow from."""
         needed = HEADER_PREFIX + self.algorithm
-        if self.algorithm in ("", _STORES_OWN):
+        if self.algorithm in ("", STORES_OWN):
             return
         if needed not in headers and headers.get("x-amz-trailer").strip().lower() != needed:
             raise InvalidRequest(f"the upload was begun with {ALGORITHM_HEADER}: every part needs {needed}")
 
     def attributes(self, parts: Sequence[Record]) -> dict[str, str]:
         """The checksum headers to store with the object; none where the store's own crc64nvme is what is wanted."""
-        if self.algorithm in ("", _STORES_OWN):
+        if self.algorithm in ("", STORES_OWN):
             return {}
         header = HEADER_PREFIX + self.algorithm
         return {header: self._value(self.algorithm, parts), TYPE_HEADER: self.type}
@@ -97,7 +96,7 @@ class PartChecksums:
             algorithm = checksums.algorithm_of(header)
             if algorithm is None:
                 continue
-            if algorithm != (self.algorithm or _STORES_OWN):
+            if algorithm != (self.algorithm or STORES_OWN):
                 raise InvalidRequest(f"the upload has no {algorithm}: begin it with {ALGORITHM_HEADER}")
             found = self._value(algorithm, parts)
             if value not in (found, _SUFFIX.sub("", found)):
@@ -117,7 +116,7 @@ class PartChecksums:
 
 
 def _digest(algorithm: str, part: Record) -> bytes:
-    if algorithm == _STORES_OWN:
+    if algorithm == STORES_OWN:
         return part.crc64nvme.to_bytes(8, "big")
     header = HEADER_PREFIX + algorithm
     return checksums.decode(header, algorithm, part.attributes.get(header, ""))

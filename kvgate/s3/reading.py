@@ -7,16 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvgate.errors import InvalidArgument, InvalidRange, InvalidRequest, NotModified
+from kvgate.errors import InvalidArgument, InvalidPartNumber, InvalidRequest, NotModified
 from kvgate.s3.call import Call
 from kvgate.s3.conditions import Conditions
+from kvgate.s3.part_sizes import PartSizes
 from kvgate.s3.ranges import ByteRange, parse_range
 from kvgate.s3.representation import OVERRIDES, check_header_value, checksum_headers, description
+from kvgate.s3.versions import PARAMETER as VERSION
 
 if TYPE_CHECKING:
     from kvgate.tiers.base import Record
 
-PARAMETERS = frozenset({*OVERRIDES, "partNumber"})
+PARAMETERS = frozenset({*OVERRIDES, "partNumber", VERSION})
 
 _PART_NUMBER = re.compile(r"[1-9][0-9]{0,4}")
 
@@ -35,7 +37,7 @@ class Selection:
 class ReadInput:
     """A GET or HEAD of one object.
 
-    part_number: every object has one part, which is the whole; clients ask for it to learn about the object.
+    part_number: an object that was not uploaded in parts has one, which is the whole; clients ask for it to learn more
     overrides:   response headers that the caller wants instead of the stored ones
     """
 
@@ -72,21 +74,24 @@ class ReadInput:
         )
 
     def select(self, record: Record) -> Selection:
-        """What to answer for the current object. Raises PreconditionFailed, InvalidRange."""
+        """What to answer for the current object. Raises PreconditionFailed, InvalidRange, InvalidPartNumber."""
         try:
             self.conditions.check_read(record)
         except NotModified:
             return Selection(304, description(record, unchanged=True), 0, 0)
+        headers = description(record)
         start, stop, status = 0, record.nbytes, 200
         if self.byte_range and self.conditions.range_applies(record):
             start, stop = self.byte_range.resolve(record.nbytes, exact=self.exact_ranges)
             status = 206
-        elif self.part_number == 1:
-            status = 206 if record.nbytes else 200
         elif self.part_number:
-            raise InvalidRange(record.nbytes)
-        headers = description(record)
-        if status == 206:
+            status = 206 if record.nbytes else 200
+            if parts := PartSizes.read(record.attributes):
+                start, stop = parts.span(self.part_number)
+                headers["x-amz-mp-parts-count"] = str(parts.count)
+            elif self.part_number > 1:
+                raise InvalidPartNumber(f"the object has one part, and no part {self.part_number}")
+        if status == 206 and start < stop:
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{record.nbytes}"
         if self.with_checksums and stop - start == record.nbytes:
             headers |= checksum_headers(record)

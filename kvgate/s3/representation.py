@@ -91,6 +91,15 @@ def description(record: Record, *, unchanged: bool = False) -> dict[str, str]:
     return headers
 
 
+def metadata_of(record: Record) -> dict[str, str]:
+    """What the writer of an object said of it besides its annotations and its checksum: what a copy takes over."""
+    return {
+        name: value
+        for name, value in record.attributes.items()
+        if name not in ANNOTATIONS and not name.startswith((HEADER_PREFIX, "_"))
+    }
+
+
 def checksum_headers(record: Record) -> dict[str, str]:
     """The checksum that the object's writer sent, or the store's crc64nvme, and what it was taken of."""
     sent = {name: value for name, value in record.attributes.items() if name.startswith(HEADER_PREFIX)}

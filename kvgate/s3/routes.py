@@ -12,12 +12,14 @@ from typing import Any
 from kvgate.errors import MethodNotAllowed, RDMANotOffered, UnsupportedOperation
 from kvgate.messages import Headers
 from kvgate.s3.call import Call
+from kvgate.s3.copying import COPY_SOURCE
 from kvgate.s3.operations import (
     abort_multipart_upload,
     bucket_cors,
     bucket_lifecycle,
     bucket_policy,
     complete_multipart_upload,
+    copy_object,
     create_bucket,
     create_multipart_upload,
     delete_bucket,
@@ -25,6 +27,7 @@ from kvgate.s3.operations import (
     delete_objects,
     get_bucket_location,
     get_object,
+    get_object_attributes,
     head_bucket,
     head_object,
     list_buckets,
@@ -34,10 +37,9 @@ from kvgate.s3.operations import (
     list_parts,
     put_object,
     upload_part,
+    upload_part_copy,
 )
 from kvgate.s3.operations.base import Operation
-
-COPY_SOURCE = "x-amz-copy-source"
 
 
 class Resource(enum.Enum):
@@ -71,6 +73,7 @@ ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {
     ("PUT", Resource.OBJECT, ""): put_object.operation,
     ("GET", Resource.OBJECT, ""): get_object.operation,
     ("HEAD", Resource.OBJECT, ""): head_object.operation,
+    ("GET", Resource.OBJECT, "attributes"): get_object_attributes.operation,
     ("DELETE", Resource.OBJECT, ""): delete_object.operation,
     ("POST", Resource.OBJECT, "uploads"): create_multipart_upload.operation,
     ("PUT", Resource.OBJECT, "uploadId"): upload_part.operation,
@@ -79,7 +82,10 @@ ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {
     ("DELETE", Resource.OBJECT, "uploadId"): abort_multipart_upload.operation,
 }
 
-COPY_ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {}
+COPY_ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {
+    ("PUT", Resource.OBJECT, ""): copy_object.operation,
+    ("PUT", Resource.OBJECT, "uploadId"): upload_part_copy.operation,
+}
 """What a request with the header COPY_SOURCE asks for."""
 
 _SUBRESOURCES = {

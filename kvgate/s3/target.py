@@ -50,7 +50,7 @@ def parse_target(raw_path: str, raw_query: str, bucket: str = "") -> Target:
     if not bucket:
         raw_bucket, _, raw_key = raw_key.partition("/")
         try:
-            bucket = _decode(raw_bucket)
+            bucket = decode(raw_bucket)
         except ValueError as error:
             raise InvalidBucketName(f"the bucket name in the path {error}") from None
     if raw_key and not bucket:
@@ -58,16 +58,17 @@ def parse_target(raw_path: str, raw_query: str, bucket: str = "") -> Target:
     if bucket.startswith(RESERVED_PREFIX):
         check_bucket(bucket)
     try:
-        key = _decode(raw_key)
+        key = decode(raw_key)
     except ValueError as error:
         raise InvalidKey(f"the key in the path {error}") from None
     nbytes = len(key.encode())
     if nbytes > MAX_KEY_NBYTES:
         raise KeyTooLong(f"the key is {nbytes} bytes; at most {MAX_KEY_NBYTES} are accepted")
-    return Target(bucket, key, _parse_query(raw_query))
+    return Target(bucket, key, parse_query(raw_query))
 
 
-def _parse_query(raw_query: str) -> dict[str, str]:
+def parse_query(raw_query: str) -> dict[str, str]:
+    """The parameters of a query, each at most once. Raises InvalidArgument."""
     query: dict[str, str] = {}
     if not raw_query:
         return query
@@ -77,7 +78,7 @@ def _parse_query(raw_query: str) -> dict[str, str]:
     for parameter in parameters:
         raw_name, _, raw_value = parameter.partition("=")
         try:
-            name, value = _decode(raw_name), _decode(raw_value)
+            name, value = decode(raw_name), decode(raw_value)
         except ValueError as error:
             raise InvalidArgument(f"a parameter of the query {error}") from None
         if name in query:
@@ -87,7 +88,8 @@ def _parse_query(raw_query: str) -> dict[str, str]:
     return query
 
 
-def _decode(raw: str) -> str:
+def decode(raw: str) -> str:
+    """Percent-decoded text, in which "+" is a plus. Raises ValueError that continues a sentence on what `raw` is."""
     if "%" not in raw and raw.isascii():
         return raw
     if _BROKEN_ESCAPE.search(raw):

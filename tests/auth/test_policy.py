@@ -384,7 +384,7 @@ def _statements(draw: st.DrawFn) -> dict[str, Any]:
         Effect=draw(st.sampled_from(["Allow", "Deny"])),
         Principal={"AWS": draw(st.lists(_NAMES, min_size=1, max_size=2))},
         Action=draw(st.lists(st.sampled_from(["s3:GetObject", "s3:GetObjectTagging", "s3:Get*"]), min_size=1)),
-        Resource=[f"{BUCKET}/{pattern}" for pattern in draw(st.lists(_KEYS, min_size=1))],
+        Resource=[f"{BUCKET}/{pattern}" for pattern in draw(st.lists(_KEYS, min_size=1, max_size=3))],
     )
 
 

@@ -158,7 +158,8 @@ def _call(key: Key, *headers: tuple[str, str], copies: bool, payload: Payload = 
     wanted = {subresource, *operation.parameters} & _VALUES.keys() | {subresource} - {""}
     query = "&".join(f"{name}={_VALUES.get(name, '')}" for name in sorted(wanted))
     path = _PLACES[resource]
-    items = [("host", "h"), ("content-length", "0"), *([(COPY_SOURCE, "/b/k")] if copies else []), *headers]
+    copy = [(COPY_SOURCE, "/b/k"), ("x-amz-metadata-directive", "REPLACE")] if copies else []
+    items = [("host", "h"), ("content-length", "0"), *copy, *headers]
     return Call(Request(method, path, query, Recorded(items)), parse_target(path, query), payload)
 
 
@@ -176,7 +177,8 @@ def _reads(key: Key, operation: Operation[Any], copies: bool, header: str) -> bo
     with_it = _parse(operation, _call(key, (header, "AAAA"), copies=copies))
     if isinstance(with_it, KVGateError):  # a digest of that length is refused by who reads it
         return str(with_it) != str(answers[-1])
-    return header in (getattr(with_it, "attributes", None) or {}) or header in getattr(with_it, "headers", ())
+    said = getattr(with_it, "attributes", None) or getattr(with_it, "metadata", None) or {}
+    return header in said or header in getattr(with_it, "headers", ())
 
 
 def _parse(operation: Operation[Any], call: Call) -> Any:

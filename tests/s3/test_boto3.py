@@ -130,7 +130,7 @@ def test_ranges(client: Any) -> None:
     assert (head["ContentLength"], head["ContentRange"]) == (5, f"bytes 5-9/{nbytes}")
     part = client.get_object(Bucket=BUCKET, Key="ranged", PartNumber=1)
     assert part["Body"].read() == body
-    assert refused(client.get_object, Bucket=BUCKET, Key="ranged", PartNumber=2) == ("InvalidRange", 416)
+    assert refused(client.get_object, Bucket=BUCKET, Key="ranged", PartNumber=2) == ("InvalidPartNumber", 416)
 
 
 def test_overridden_response_headers(client: Any) -> None:
@@ -387,7 +387,6 @@ def test_presigned_urls(gateway: RunningGateway, key: str) -> None:
     ("name", "arguments"),
     [
         ("create_multipart_upload", {"Key": "k", "ServerSideEncryption": "AES256"}),
-        ("get_object", {"Key": "k", "VersionId": "3"}),
         ("put_object", {"Key": "k", "Body": b"x", "ServerSideEncryption": "AES256"}),
         ("get_bucket_versioning", {}),
     ],

@@ -107,3 +107,16 @@ def test_any_header_value_is_read_without_a_failure(headers: dict[str, Any]) -> 
         found.check_write(RECORD)
     except (PreconditionFailed, NotModified):
         pass
+
+
+@pytest.mark.parametrize(("headers", "error"), READ)
+def test_of_a_copy_source_every_failure_is_a_failed_precondition(
+    headers: dict[str, str], error: type[Exception] | None
+) -> None:
+    named = [(f"x-amz-copy-source-{name.replace('_', '-')}", value) for name, value in headers.items()]
+    found = Conditions.parse_copy_source(Headers([*named, ("if-match", "of-the-destination")]))
+    if error is None:
+        found.check_copy_source(RECORD)
+    else:
+        with pytest.raises(PreconditionFailed, match="x-amz-copy-source-If-"):
+            found.check_copy_source(RECORD)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from kvgate.auth.identity import UnsignedPayload
-from kvgate.errors import InvalidArgument, InvalidRange, InvalidRequest, PreconditionFailed
+from kvgate.errors import InvalidArgument, InvalidPartNumber, InvalidRange, InvalidRequest, PreconditionFailed
 from kvgate.messages import Headers, Request
 from kvgate.s3.call import Call
 from kvgate.s3.reading import ReadInput, Selection
@@ -51,13 +51,37 @@ def test_the_one_part_is_the_whole() -> None:
     assert (selection.status, selection.start, selection.stop) == (206, 0, 100)
     assert selection.headers["Content-Range"] == "bytes 0-99/100"
     assert select("partNumber=1", RECORD._replace(nbytes=0)).status == 200
-    with pytest.raises(InvalidRange):
+    assert "x-amz-mp-parts-count" not in selection.headers
+    with pytest.raises(InvalidPartNumber):
         select("partNumber=2")
     with pytest.raises(InvalidRequest):
         parse("partNumber=1", range="bytes=0-1")
     for bad in ("0", "x", "-1", ""):
         with pytest.raises(InvalidArgument):
             parse(f"partNumber={bad}")
+
+
+def test_a_part_is_a_range_of_what_was_uploaded_in_parts() -> None:
+    record = RECORD._replace(attributes={"_parts": "40*2,20"})
+    spans = [(found.start, found.stop) for found in (select(f"partNumber={number}", record) for number in (1, 2, 3))]
+    assert spans == [(0, 40), (40, 80), (80, 100)]
+    selection = select("partNumber=2", record, x_amz_checksum_mode="ENABLED")
+    assert (selection.status, selection.headers["Content-Range"]) == (206, "bytes 40-79/100")
+    assert selection.headers["x-amz-mp-parts-count"] == "3"
+    assert not any(name.startswith(("x-amz-checksum", "_")) for name in selection.headers)
+    assert "x-amz-mp-parts-count" not in select("", record).headers
+    with pytest.raises(InvalidPartNumber):
+        select("partNumber=4", record)
+    only = select("partNumber=1", RECORD._replace(attributes={"_parts": "100"}), x_amz_checksum_mode="ENABLED")
+    assert (only.status, only.headers["x-amz-mp-parts-count"]) == (206, "1")
+    assert "x-amz-checksum-crc64nvme" in only.headers
+
+
+def test_an_empty_part_has_no_range() -> None:
+    record = RECORD._replace(attributes={"_parts": "100,0"})
+    selection = select("partNumber=2", record)
+    assert (selection.status, selection.start, selection.stop) == (206, 100, 100)
+    assert "Content-Range" not in selection.headers
 
 
 def test_not_modified_names_the_object_and_nothing_else() -> None:

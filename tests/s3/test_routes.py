@@ -7,7 +7,7 @@ from kvgate.auth.identity import UnsignedPayload
 from kvgate.errors import InvalidArgument, MethodNotAllowed, UnsupportedOperation
 from kvgate.messages import Headers, Request
 from kvgate.s3.call import Call
-from kvgate.s3.routes import ROUTES, route
+from kvgate.s3.routes import COPY_ROUTES, ROUTES, route
 from kvgate.s3.target import parse_target
 
 UNSIGNED = UnsignedPayload()
@@ -50,6 +50,10 @@ def call(method: str, target: str, **headers: str) -> Call:
         ("GET", "/b/k?X-Amz-Algorithm=a&X-Amz-Signature=b&X-Amz-Expires=1&x-amz-checksum-mode=ENABLED", "GetObject"),
         ("HEAD", "/b/k", "HeadObject"),
         ("DELETE", "/b/k", "DeleteObject"),
+        ("GET", "/b/k?versionId=3", "GetObject"),
+        ("HEAD", "/b/k?versionId=null&partNumber=2", "HeadObject"),
+        ("DELETE", "/b/k?versionId=null", "DeleteObject"),
+        ("GET", "/b/k?attributes&versionId=null", "GetObjectAttributes"),
         ("POST", "/b/k?uploads", "CreateMultipartUpload"),
         ("PUT", "/b/k?partNumber=1&uploadId=x", "UploadPart"),
         ("GET", "/b/k?uploadId=x&max-parts=5&part-number-marker=3&x-id=ListParts", "ListParts"),
@@ -66,10 +70,23 @@ def test_requests_find_their_operation(method: str, target: str, name: str) -> N
     assert route(call(method, target)).name == name
 
 
+@pytest.mark.parametrize(
+    ("target", "name"), [("/b/k", "CopyObject"), ("/b/k?partNumber=1&uploadId=x", "UploadPartCopy")]
+)
+def test_a_copy_source_makes_another_operation(target: str, name: str) -> None:
+    headers = {"x_amz_copy_source": "b/k", "x_amz_copy_source_if_match": "e"}
+    assert route(call("PUT", target, **headers)).name == name
+    with pytest.raises(UnsupportedOperation, match="x-amz-copy-source"):
+        route(call("DELETE", "/b/k", **headers))
+    with pytest.raises(UnsupportedOperation, match="customer-algorithm"):
+        route(call("PUT", target, **headers, x_amz_copy_source_server_side_encryption_customer_algorithm="AES256"))
+
+
 def test_every_operation_has_one_route() -> None:
-    names = [operation.name for operation in ROUTES.values()]
+    operations = [*ROUTES.values(), *COPY_ROUTES.values()]
+    names = [operation.name for operation in operations]
     assert len(names) == len(set(names))
-    for operation in ROUTES.values():
+    for operation in operations:
         assert f"s3:{operation.action or operation.name}" in ACTIONS | {"s3:ListBuckets"}
 
 
@@ -86,10 +103,8 @@ def test_every_operation_has_one_route() -> None:
         ],
         ("PUT", "/b?versioning", "versioning"),
         ("GET", "/b/k?acl", "acl"),
-        ("GET", "/b/k?attributes", "attributes"),
         ("PUT", "/b/k?tagging", "tagging"),
-        ("GET", "/b/k?versionId=3", "versionId"),
-        ("DELETE", "/b/k?versionId=3", "versionId"),
+        ("PUT", "/b/k?versionId=null", "versionId"),
         ("PUT", "/b/k?partNumber=1", "partNumber"),
         ("DELETE", "/b/k?uploadId=x&versionId=3", "versionId"),
         ("POST", "/b/k?select&select-type=2", "select"),
@@ -118,7 +133,7 @@ def test_wrong_methods_are_refused(method: str, target: str) -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        "x_amz_copy_source",
+        "x_amz_copy_source_range",
         "x_amz_server_side_encryption",
         "x_amz_server_side_encryption_customer_key",
         "x_amz_grant_read",

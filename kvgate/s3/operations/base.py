@@ -10,6 +10,7 @@ from kvgate.auth.tenants import Tenant
 from kvgate.messages import Response
 from kvgate.s3.access import Access
 from kvgate.s3.call import Call
+from kvgate.s3.versions import check_version
 
 if TYPE_CHECKING:
     from kvgate.store.store import Store
@@ -50,5 +51,6 @@ class Operation(Generic[Input]):
     action: str = ""
 
     async def run(self, context: Context, call: Call) -> Response:
-        """Parse, then carry out."""
+        """Parse, then carry out. Raises NoSuchVersion where another version is asked for than the one there is."""
+        check_version(call.query)
         return await self.carry_out(context, self.parse(call))

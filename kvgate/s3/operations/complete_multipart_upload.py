@@ -18,6 +18,7 @@ from kvgate.s3.conditions import Conditions
 from kvgate.s3.expiration import expiration_headers
 from kvgate.s3.operations.base import Context, Operation
 from kvgate.s3.part_checksums import ALGORITHM_HEADER, TYPE_HEADER, PartChecksums, part_elements
+from kvgate.s3.part_sizes import PartSizes
 from kvgate.s3.parts import MAX_PARTS, object_size, part_number
 from kvgate.s3.representation import checksum_headers
 from kvgate.s3.xml import document, parse
@@ -118,7 +119,7 @@ def _describe(
     checksums = PartChecksums.parse(upload.attributes)
     checksums.verify(input.headers, parts)
     given = {name: value for name, value in upload.attributes.items() if name not in (ALGORITHM_HEADER, TYPE_HEADER)}
-    return given | checksums.attributes(parts)
+    return given | checksums.attributes(parts) | PartSizes.of([part.nbytes for part in parts]).attributes
 
 
 def parse_listing(content: bytes) -> list[ListedPart]:

@@ -8,6 +8,7 @@ from kvgate.messages import Response
 from kvgate.s3.call import Call
 from kvgate.s3.conditions import Conditions
 from kvgate.s3.operations.base import Context, Operation
+from kvgate.s3.versions import PARAMETER as VERSION
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,4 +28,4 @@ async def delete_object(context: Context, input: DeleteObjectInput) -> Response:
     return Response(204)
 
 
-operation = Operation("DeleteObject", DeleteObjectInput.parse, delete_object)
+operation = Operation("DeleteObject", DeleteObjectInput.parse, delete_object, frozenset({VERSION}))

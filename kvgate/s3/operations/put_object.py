@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from kvgate.errors import NoSuchKey
 from kvgate.messages import Response
 from kvgate.s3.body import PayloadReader
 from kvgate.s3.call import Call
@@ -45,11 +44,7 @@ async def put_object(context: Context, input: PutObjectInput) -> Response:
     """
     store, body = context.store, input.body
     precondition = input.conditions.for_write()
-    if precondition is not None:
-        try:
-            precondition(store.stat(context.tenant.name, input.bucket, input.key))
-        except NoSuchKey:
-            precondition(None)
+    input.conditions.check_early(store, context.tenant.name, input.bucket, input.key)
     async with await store.open_write(context.tenant, input.bucket, input.key, body.nbytes) as write:
         while body.left != 0:
             received = await body.readinto(await write.buffer())

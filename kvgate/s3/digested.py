@@ -1,0 +1,31 @@
+"""A body with a checksum of what passes through it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from kvgate.messages import ResponseBody
+from kvgate.s3.body import HASH_IN_THREAD_NBYTES, update_in_threads
+from kvgate.s3.checksums import Checksum
+
+
+class DigestedBody:
+    """Another body, every view of which is added to `checksum` before it is given on."""
+
+    def __init__(self, body: ResponseBody, checksum: Checksum) -> None:
+        self.nbytes = body.nbytes
+        self._body = body
+        self._checksum = checksum
+
+    async def views(self) -> AsyncIterator[memoryview]:
+        """See ResponseBody. A slow hash works in a thread, which has ended when this goes on, fails or is cancelled."""
+        async for view in self._body.views():
+            if self._checksum.inline or len(view) <= HASH_IN_THREAD_NBYTES:
+                self._checksum.update(view)
+            else:
+                await update_in_threads([self._checksum.update], [], view)
+            yield view
+
+    def close(self) -> None:
+        """See ResponseBody."""
+        self._body.close()
