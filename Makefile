@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench
+.PHONY: help demo test check bench fuzz
 
 # The engine tests run small transformers models on the CPU, one of them with a LoRA adapter.
 TORCH := torch==2.13.0
@@ -33,10 +33,17 @@ bench: .venv/installed ## Run the load tests, about two minutes
 	timeout 120 .venv/bin/python loadtest/throughput.py --quick
 	timeout 120 .venv/bin/python loadtest/soak.py --seconds 15
 
+fuzz: .cache/fuzz/installed ## Try every parser with FUZZ_INPUTS inputs, by default a million in about seven minutes
+	.cache/fuzz/bin/python -m fuzz --inputs $${FUZZ_INPUTS:-1000000}
+
 .venv/installed: pyproject.toml
 	.ci/venv .venv --editable '.[dev,transformers]' $(TORCH) peft
 	touch $@
 
 .cache/demo/installed: pyproject.toml examples/demo/requirements.txt
 	.ci/venv .cache/demo --editable . --requirement examples/demo/requirements.txt $(TORCH)
+	touch $@
+
+.cache/fuzz/installed: pyproject.toml fuzz/requirements.txt
+	.ci/venv .cache/fuzz --editable . --requirement fuzz/requirements.txt
 	touch $@

@@ -57,7 +57,7 @@ class Authenticator:
         tenant, secret_key = self._tenants.credential(claim.access_key)
         self._check_time(claim)
         _check_coverage(claim, request)
-        query = canonical_query(request.raw_query, "" if claim.expires_s is None else "X-Amz-Signature")
+        query = canonical_query(request.raw_query, None if claim.expires_s is None else "X-Amz-Signature")
         canonical = canonical_request(
             request.method,
             request.raw_path,

@@ -25,6 +25,8 @@ MAX_EXPIRES_S = 7 * 24 * 3600
 
 _CANONICAL_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 _CANONICAL_TEXT = re.compile(r"[A-Za-z0-9._~-]*")
+_CANONICAL_VALUE = re.compile(r"(?:[!-~]+(?: [!-~]+)*)?")
+_BLANKS = re.compile(r"[ \t]+")
 _NOT_SIGNED = frozenset({"authorization", "connection", "expect", "transfer-encoding", "user-agent", "x-amzn-trace-id"})
 
 
@@ -60,7 +62,7 @@ def canonical_path(raw_path: str) -> str:
     return quote(unquote_to_bytes(_octets(raw_path)), safe="/~") or "/"
 
 
-def canonical_query(raw_query: str, leave_out: str = "") -> str:
+def canonical_query(raw_query: str, leave_out: str | None = None) -> str:
     """The query sorted by encoded name and then value, duplicates kept, without the parameter `leave_out`.
 
     `+` is a plus, as RFC 3986 has it and every AWS SDK sends it, not the space of HTML forms.
@@ -91,7 +93,7 @@ def canonical_request(
     names, lines = [], []
     for name, values in headers:
         names.append(name)
-        lines.append(f"{name}:{','.join([' '.join(value.split()) for value in values])}\n")
+        lines.append(f"{name}:{','.join([_canonical_value(value) for value in values])}\n")
     return f"{method}\n{canonical_path(raw_path)}\n{query}\n{''.join(lines)}\n{';'.join(names)}\n{payload_hash}"
 
 
@@ -99,6 +101,13 @@ def _canonical_text(text: str) -> str:
     if _CANONICAL_TEXT.fullmatch(text):
         return text
     return quote(unquote_to_bytes(_octets(text)), safe="~")
+
+
+def _canonical_value(value: str) -> str:
+    """A header's value with single spaces; other white space than HTTP's own, such as U+3000, is text."""
+    if _CANONICAL_VALUE.fullmatch(value):
+        return value
+    return _BLANKS.sub(" ", value.strip(" \t"))
 
 
 def _octets(text: str) -> bytes:

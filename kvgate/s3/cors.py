@@ -66,9 +66,12 @@ def find_rule(rules: Iterable[CorsRule], origin: str, method: str, headers: Iter
 
     headers: names, of Access-Control-Request-Headers; none for a request that is not a preflight one. There is no rule
              for more than MAX_REQUEST_HEADERS of them: anyone may ask, unsigned, and every name is held against a list.
+    There is none either for an origin or a name that no browser sends: both go into the answer as they are.
     """
     names = {name.lower() for name in headers}
     if len(names) > MAX_REQUEST_HEADERS:
+        return None
+    if not (origin.isascii() and origin.isprintable() and all(_HEADER.fullmatch(name) for name in names)):
         return None
     for rule in rules:
         if (

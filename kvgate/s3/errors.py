@@ -7,7 +7,7 @@ import logging
 from kvgate import errors
 from kvgate.error_table import INTERNAL, message_of, row_of
 from kvgate.messages import Response
-from kvgate.s3.xml import document
+from kvgate.s3.xml import document, legible
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +19,7 @@ def error_response(error: Exception, *, method: str, resource: str, request_id: 
     if row is INTERNAL:
         log.error("request %s failed: %s", request_id, type(error).__name__, exc_info=error)
     headers: dict[str, str] = {}
-    fields: list[tuple[str, str | int]] = [("Code", code), ("Message", message_of(error))]
+    fields: list[tuple[str, str | int]] = [("Code", code), ("Message", legible(message_of(error)))]
     if isinstance(error, errors.InvalidRange):
         headers["Content-Range"] = f"bytes */{error.nbytes}"
         fields.append(("ActualObjectSize", error.nbytes))
@@ -31,6 +31,6 @@ def error_response(error: Exception, *, method: str, resource: str, request_id: 
         headers["Retry-After"] = "1"
     if method == "HEAD" or status == 304:
         return Response(status, headers)
-    fields += [("Resource", resource), ("RequestId", request_id)]
+    fields += [("Resource", legible(resource)), ("RequestId", request_id)]
     headers["Content-Type"] = "application/xml"
     return Response(status, headers, document("Error", fields, namespace=""))

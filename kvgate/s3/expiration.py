@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from kvgate.store.store import Store
     from kvgate.tiers.base import Record
 
+_LATEST_MS = 253_402_300_799_000
+"""The last second of the year 9999: no date is written later. Rules may count up to 2^31 days."""
+
 
 def expiration_headers(store: Store, record: Record) -> dict[str, str]:
     """The header, or none for an object that does not expire. Raises NoSuchBucket."""
@@ -18,4 +21,4 @@ def expiration_headers(store: Store, record: Record) -> dict[str, str]:
     if expiry is None:
         return {}
     moment_ms, rule = expiry
-    return {"x-amz-expiration": f'expiry-date="{http_date(moment_ms)}", rule-id="{quote(rule)}"'}
+    return {"x-amz-expiration": f'expiry-date="{http_date(min(moment_ms, _LATEST_MS))}", rule-id="{quote(rule)}"'}

@@ -27,7 +27,9 @@ class Tag(NamedTuple):
 Children = Iterable["tuple[str | Tag, str | int | bool | Children]"]
 """Tags with the text, or the children, of each."""
 
-_SPECIAL = re.compile("[&<>\r\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_UNCARRIED = "\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff"
+_SPECIAL = re.compile(f"[&<>\r{_UNCARRIED}]")
+_ILLEGIBLE = re.compile(f"[{_UNCARRIED}]")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
@@ -38,6 +40,11 @@ def escape(text: str) -> str:
     document rather than see another key. Listings avoid this with `encoding-type=url`.
     """
     return _SPECIAL.sub(lambda match: _ENTITIES.get(match[0]) or f"&#x{ord(match[0]):x};", text)
+
+
+def legible(text: str) -> str:
+    """Text for people, which no program compares: U+FFFD stands for every character that XML 1.0 cannot carry."""
+    return _ILLEGIBLE.sub("\ufffd", text)
 
 
 def document(root: str, children: Children | str, namespace: str = NAMESPACE) -> bytes:

@@ -27,6 +27,19 @@ _TAIL = struct.Struct("<IQ8s")
 _FIRST_READ_NBYTES = 8192
 _MAX_FOOTER_NBYTES = 16 << 20
 _IOV_MAX = 1024
+_MAX_TIME_MS = 253_402_300_799_999  # the end of the year 9999: no date is written later
+_KINDS = {
+    "tenant": str,
+    "bucket": str,
+    "key": str,
+    "nbytes": int,
+    "crc64nvme": int,
+    "mtime_ms": int,
+    "attributes": dict,
+    "block_nbytes": int,
+    "blocks": bytes,
+}
+"""The fields of a footer, each of exactly this type."""
 
 
 def encode_footer(record: Record, blocks: array[int]) -> bytes:
@@ -67,6 +80,7 @@ def read_footer(fd: int) -> tuple[Record, array[int]]:
 def _decode(footer: bytes, body_nbytes: int) -> tuple[Record, array[int]]:
     try:
         values: dict[str, Any] = msgpack.unpackb(footer)
+        _check_kinds(values)
         packed: bytes = values["blocks"]
         record = Record(
             values["tenant"],
@@ -85,6 +99,17 @@ def _decode(footer: bytes, body_nbytes: int) -> tuple[Record, array[int]]:
     if record.nbytes != body_nbytes or block_nbytes != BLOCK_NBYTES or len(blocks) != expected:
         raise CorruptCopy("the footer describes a body of another length")
     return record, blocks
+
+
+def _check_kinds(values: dict[str, Any]) -> None:
+    """Raises KeyError, TypeError or ValueError."""
+    for name, kind in _KINDS.items():
+        if type(values[name]) is not kind:
+            raise TypeError(f"{name} is not {kind.__name__}")
+    if not all(type(text) is str for pair in values["attributes"].items() for text in pair):
+        raise TypeError("an attribute is not text")
+    if values["crc64nvme"] < 0 or not 0 <= values["mtime_ms"] <= _MAX_TIME_MS:
+        raise ValueError("a number is out of range")
 
 
 def open_verified(path: str, record: Record) -> tuple[int, array[int]]:

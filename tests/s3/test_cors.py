@@ -80,6 +80,13 @@ def test_headers_that_a_page_may_send(allowed: tuple[str, ...], asked: list[str]
     assert find_rule([rule], "https://a.example", "PUT", asked) is (rule if granted else None)
 
 
+@pytest.mark.parametrize("odd", ["x\udcff", "x\x7f", "x\u00e9"])
+def test_what_no_answer_can_repeat_fits_no_rule(odd: str) -> None:
+    rule = CorsRule("", ("http://*",), ("PUT",), headers=("*",))
+    assert find_rule([rule], f"http://{odd}", "PUT") is None
+    assert find_rule([rule], "http://a.example", "PUT", [odd]) is None
+
+
 def test_the_first_rule_that_fits_in_everything_is_taken() -> None:
     first = CorsRule("1", ("https://a.example",), ("GET",))
     second = CorsRule("2", ("https://*.example", "https://b.test"), ("GET", "PUT"), headers=("x-*",))

@@ -99,6 +99,15 @@ def test_a_failed_precondition_is_named() -> None:
     assert respond(errors.PreconditionFailed("If-Match"))[2]["Condition"] == "If-Match"
 
 
+def test_what_xml_cannot_carry_leaves_the_document_readable() -> None:
+    response = error_response(
+        errors.InvalidRequest("odd \x01"), method="GET", resource="/b/\udcff\ufffe", request_id="id-1"
+    )
+    assert isinstance(response.body, bytes)
+    fields = {child.tag: child.text for child in ET.fromstring(response.body)}
+    assert (fields["Message"], fields["Resource"]) == ("odd \ufffd", "/b/\ufffd\ufffd")
+
+
 def test_head_and_not_modified_have_no_body() -> None:
     assert respond(errors.NoSuchKey("k"), "HEAD")[2] == {}
     status, _, fields = respond(errors.NotModified("n"))

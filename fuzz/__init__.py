@@ -1,0 +1,1 @@
+"""Fuzzing of everything that a caller's bytes reach: `make fuzz`, or `python -m fuzz --help`."""

@@ -1,0 +1,22 @@
+"""The targets. A new one is a `Target` in a file here, and that file's name in `_FILES`."""
+
+from __future__ import annotations
+
+from fuzz.targets import chunked, disk_files, fields, formats, kvapi, policies, requests, sigv2, sigv4, xml
+from fuzz.targets.base import Target
+
+_FILES = (
+    requests,
+    kvapi,
+    sigv4,
+    sigv2,
+    policies,
+    chunked,
+    xml,
+    fields,
+    formats,
+    disk_files,
+)  # what takes longest, first
+
+TARGETS: dict[str, Target] = {target.name: target for file in _FILES for target in file.TARGETS}
+"""Every target that is fuzzed in its own process, by name."""
