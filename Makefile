@@ -17,6 +17,7 @@ demo: .cache/demo/installed ## Run a gateway and a small model that reuses its K
 	.cache/demo/bin/python examples/demo/run.py
 
 test: .venv/installed ## Run every test
+	.ci/clients
 	.ci/lmcache
 	.venv/bin/pytest
 

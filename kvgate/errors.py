@@ -191,6 +191,22 @@ class MalformedPolicy(InvalidRequest):
     """A bucket policy with an element that is not evaluated; the message names the statement and the element."""
 
 
+class InvalidPolicyDocument(InvalidRequest):
+    """The policy of a POST form cannot be read."""
+
+
+class MalformedForm(InvalidRequest):
+    """The body of a POST is not multipart/form-data with a file in it."""
+
+
+class FormTooLarge(MalformedForm):
+    """What a POST form has before its file is over the limit."""
+
+
+class UploadTooSmall(InvalidRequest):
+    """A file under the least length that the policy of its form asks for."""
+
+
 class InvalidTag(InvalidRequest):
     """A tag, or a set of tags, outside the rules of S3."""
 
@@ -224,10 +240,13 @@ class PayloadHashMismatch(InvalidRequest):
 
 
 class InvalidRange(KVGateError):
-    """No byte of the object lies in the requested range; `nbytes` is the object's size."""
+    """No byte of the object lies in the requested range, or not all of it does where ranges are exact.
+
+    nbytes: the object's size
+    """
 
     def __init__(self, nbytes: int) -> None:
-        super().__init__(f"the requested range holds no byte of this object of {nbytes} bytes")
+        super().__init__(f"the requested range is not within this object of {nbytes} bytes")
         self.nbytes = nbytes
 
 

@@ -42,7 +42,32 @@ class Metrics:
         self.lost_objects = self._counter(
             "kvgate_lost_objects_total", "Objects of which no good copy was left when they were read"
         )
-        self.promoted = self._counter("kvgate_promoted_objects_total", "Objects copied to memory when they were read")
+        self.promoted = self._counter(
+            "kvgate_promoted_objects_total", "Objects copied to memory when they were read, or ahead of that"
+        )
+        self.prefetched = self._counter(
+            "kvgate_prefetched_objects_total", "Objects copied to memory ahead of the GETs that are expected"
+        )
+        self.prefetch_useful = self._counter(
+            "kvgate_prefetch_useful_objects_total", "Prefetched objects whose GET came while they were in memory"
+        )
+        self.prefetch_wasted = self._counter(
+            "kvgate_prefetch_wasted_objects_total", "Prefetched objects that left memory without a GET"
+        )
+        self.prefetch_unread_bytes = Gauge(
+            "kvgate_prefetch_unread_bytes",
+            "Memory taken by prefetched objects without a GET so far",
+            registry=self.registry,
+        )
+        self.run_keys = Gauge(
+            "kvgate_run_keys", "Keys of other KV systems whose order is remembered", registry=self.registry
+        )
+        self.model_requests = Counter(
+            "kvgate_model_requests_total",
+            "HEADs and GETs, of which each range is one, of keys of other KV systems",
+            ["system", "model", "method", "result"],
+            registry=self.registry,
+        )
         self.demoted = self._counter("kvgate_demoted_objects_total", "Objects written from memory to a lower tier")
         self.stranded = self._counter(
             "kvgate_stranded_objects_total", "Objects that no lower tier could take, so that they are in memory only"

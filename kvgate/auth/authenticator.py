@@ -1,16 +1,25 @@
-"""Who a request speaks for, by its Signature V4 alone."""
+"""Who a request or a form speaks for, by its signature alone."""
 
 from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from kvgate.auth.claim import Claim, is_presigned_v2, parse_claim
+from kvgate.auth.form_claim import FormClaim, parse_form_claim
 from kvgate.auth.identity import ChunkedPayload, ChunkSigning, Identity, Payload, SignedPayload, UnsignedPayload
-from kvgate.auth.sigv2 import PresignedV2
-from kvgate.auth.sigv4 import UNSIGNED_PAYLOAD, canonical_query, canonical_request, signature, signing_key
-from kvgate.auth.tenants import Tenants
+from kvgate.auth.post_policy import PostPolicy
+from kvgate.auth.sigv2 import PresignedV2, check_expiration
+from kvgate.auth.sigv4 import (
+    MAX_EXPIRES_S,
+    UNSIGNED_PAYLOAD,
+    canonical_query,
+    canonical_request,
+    signature,
+    signing_key,
+)
+from kvgate.auth.tenants import Tenant, Tenants
 from kvgate.errors import (
     AccessDenied,
     ClockSkew,
@@ -69,6 +78,34 @@ class Authenticator:
         if not hmac.compare_digest(signature(key, claim.amz_date, claim.scope, canonical), claim.signature):
             raise SignatureMismatch(_MISMATCH)
         return Identity(tenant, _payload(claim, key))
+
+    def authenticate_form(self, fields: Mapping[str, str]) -> tuple[Tenant, PostPolicy]:
+        """The tenant that a POST form speaks for, and the policy that its fields and file are still to be held against.
+
+        fields: by lower-case name
+        Raises AccessDenied (no signature, or a policy for too long), MalformedAuthorization, UnknownAccessKey,
+        ClockSkew, ExpiredRequest, SignatureMismatch, InvalidArgument, InvalidPolicyDocument.
+        """
+        claim = parse_form_claim(fields, accept_v2=self._sigv2)
+        tenant, secret_key = self._tenants.credential(claim.access_key)
+        if not claim.matches(secret_key):
+            raise SignatureMismatch(
+                "the signature is not the one that this access key's secret gives for the form's policy"
+            )
+        policy = PostPolicy.parse(claim.policy)
+        self._check_form_time(claim, policy)
+        return tenant, policy
+
+    def _check_form_time(self, claim: FormClaim, policy: PostPolicy) -> None:
+        now = self._clock()
+        if now > policy.expires:
+            raise ExpiredRequest("Invalid according to Policy: Policy expired.")
+        if claim.signed_at is None:
+            check_expiration(now, policy.expires)
+        elif now - claim.signed_at < -self._max_skew_s:
+            raise ClockSkew("the form is signed for a time that is still to come")
+        elif now - claim.signed_at > MAX_EXPIRES_S:
+            raise ExpiredRequest(f"the form was signed over {MAX_EXPIRES_S} s ago; no signature is good for longer")
 
     def _authenticate_v2(self, claim: PresignedV2) -> Identity:
         tenant, secret_key = self._tenants.credential(claim.access_key)

@@ -21,7 +21,7 @@ _AMZ_DATE = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 _SIGNED_HEADERS = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+(?:;[a-z0-9!#$%&'*+.^_`|~-]+){0,127}")
 _HEX_SIGNATURE = re.compile(r"[0-9a-f]{64}")
 _MARKS = ("X-Amz-Algorithm=", "X-Amz-Credential=", "X-Amz-Signature=", "AWSAccessKeyId=", "Signature=")
-_USE_V4 = "configure the client with signature_version='s3v4'"
+USE_V4 = "configure the client with signature_version='s3v4'"
 
 
 class Claim(NamedTuple):
@@ -76,20 +76,20 @@ def parse_claim(request: Request) -> Claim:
     if presigned:
         return _from_query(request)
     if "AWSAccessKeyId=" in query and "Signature=" in query:
-        raise MalformedAuthorization(f"this URL is presigned with Signature Version 2; {_USE_V4}")
+        raise MalformedAuthorization(f"this URL is presigned with Signature Version 2; {USE_V4}")
     raise AccessDenied("the request is not signed")
 
 
 def _from_header(authorization: str, request: Request) -> Claim:
     if authorization.startswith("AWS "):
-        raise MalformedAuthorization(f"the request is signed with Signature Version 2; {_USE_V4}")
+        raise MalformedAuthorization(f"the request is signed with Signature Version 2; {USE_V4}")
     match = _AUTHORIZATION.fullmatch(authorization)
     if match is None:
         raise MalformedAuthorization(
             f"expected an Authorization of the form '{ALGORITHM} Credential=<access key>/<yyyymmdd>/<region>/s3/"
             "aws4_request, SignedHeaders=<a;b>, Signature=<64 hex digits>'"
         )
-    access_key, scope = _parse_credential(match[1])
+    access_key, scope = parse_credential(match[1])
     amz_date, signed_at = _signing_time(request)
     payload = request.headers.get("x-amz-content-sha256")
     if not payload:
@@ -117,11 +117,11 @@ def _from_query(request: Request) -> Claim:
         raise MalformedAuthorization(f"X-Amz-Expires must be 1 to {MAX_EXPIRES_S} seconds")
     if not _HEX_SIGNATURE.fullmatch(found["X-Amz-Signature"]):
         raise MalformedAuthorization("X-Amz-Signature must be 64 hex digits")
-    access_key, scope = _parse_credential(found["X-Amz-Credential"])
+    access_key, scope = parse_credential(found["X-Amz-Credential"])
     amz_date = found["X-Amz-Date"]
     payload = found.get("X-Amz-Content-Sha256") or request.headers.get("x-amz-content-sha256") or UNSIGNED_PAYLOAD
     names, proof = found["X-Amz-SignedHeaders"], found["X-Amz-Signature"]
-    return _claim(access_key, scope, names, proof, amz_date, _parse_amz_date(amz_date), payload, int(expires))
+    return _claim(access_key, scope, names, proof, amz_date, parse_amz_date(amz_date), payload, int(expires))
 
 
 def _claim(
@@ -144,7 +144,7 @@ def _claim(
     return Claim(access_key, scope, names, signature, amz_date, signed_at, payload, expires_s)
 
 
-def _parse_credential(text: str) -> tuple[str, Scope]:
+def parse_credential(text: str) -> tuple[str, Scope]:
     match = _CREDENTIAL.fullmatch(text)
     if match is None:
         raise MalformedAuthorization("the credential must be <access key>/<yyyymmdd>/<region>/s3/aws4_request")
@@ -157,12 +157,12 @@ def _signing_time(request: Request) -> tuple[str, float]:
     """`x-amz-date`, or the Date header in the same form; and as seconds since the epoch."""
     amz_date = request.headers.get("x-amz-date")
     if amz_date:
-        return amz_date, _parse_amz_date(amz_date)
+        return amz_date, parse_amz_date(amz_date)
     date = request.headers.get("date")
     if not date:
         raise AccessDenied("a signed request needs an x-amz-date or Date header")
     if _AMZ_DATE.fullmatch(date):
-        return date, _parse_amz_date(date)
+        return date, parse_amz_date(date)
     try:
         moment = parsedate_to_datetime(date)
         moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
@@ -171,7 +171,7 @@ def _signing_time(request: Request) -> tuple[str, float]:
         raise AccessDenied("the Date header is not an HTTP date such as 'Tue, 27 Jan 2026 10:00:00 GMT'") from None
 
 
-def _parse_amz_date(text: str) -> float:
+def parse_amz_date(text: str) -> float:
     if _AMZ_DATE.fullmatch(text):
         try:
             return datetime.fromisoformat(text).timestamp()

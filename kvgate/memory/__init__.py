@@ -2,7 +2,7 @@
 
 from kvgate.memory.allocator import PAGE_NBYTES, Extent
 from kvgate.memory.arena import Arena
-from kvgate.memory.digest import BLOCK_NBYTES, BlockDigest, block_span, crc64nvme, verify_blocks
+from kvgate.memory.digest import BLOCK_NBYTES, BlockDigest, block_span, combine_blocks, crc64nvme, verify_blocks
 from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
 from kvgate.memory.segment import Segment
@@ -16,6 +16,7 @@ __all__ = [
     "Lease",
     "Segment",
     "block_span",
+    "combine_blocks",
     "crc64nvme",
     "run_holding",
     "verify_blocks",

@@ -60,6 +60,20 @@ class BlockDigest:
         return value
 
 
+def combine_blocks(blocks: Sequence[int], nbytes: int) -> int:
+    """The crc64nvme of a body of `nbytes`, from those of its blocks as `BlockDigest.blocks` gives them."""
+    value, left = 0, nbytes
+    for block in blocks:
+        value = checksums.combine_crc64nvme(value, block, min(BLOCK_NBYTES, left))
+        left -= BLOCK_NBYTES
+    return value
+
+
+def span_of_blocks(start: int, stop: int) -> slice:
+    """Which blocks hold the bytes [start, stop)."""
+    return slice(start // BLOCK_NBYTES, -(-stop // BLOCK_NBYTES))
+
+
 def block_span(start: int, stop: int, nbytes: int) -> tuple[int, int]:
     """The bytes to read for [start, stop) of a body of `nbytes`, so that whole blocks can be verified."""
     return start - start % BLOCK_NBYTES, min(-(-stop // BLOCK_NBYTES) * BLOCK_NBYTES, nbytes)
@@ -77,9 +91,8 @@ def verify_blocks(views: Iterable[memoryview], start: int, stop: int, nbytes: in
     digest = BlockDigest()
     for view in views:
         digest.update(view)
-    covering = slice(start // BLOCK_NBYTES, -(-stop // BLOCK_NBYTES))
     return (
         digest.nbytes == stop - start
         and len(blocks) == -(-nbytes // BLOCK_NBYTES)
-        and digest.blocks == array("Q", blocks[covering])
+        and digest.blocks == array("Q", blocks[span_of_blocks(start, stop)])
     )

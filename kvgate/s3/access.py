@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from kvgate.store.store import Store
     from kvgate.tiers.base import Record
 
+BUCKET_ACL = "acl"
+"""The setting of a bucket that names its canned ACL, unless it is private."""
+
 _MENDED_BY_OWNER = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
 """What no policy can deny to the owner, who could not undo it."""
 
@@ -82,7 +85,7 @@ class Access:
                 return is_owner and action in _MENDED_BY_OWNER
             if effect is Effect.ALLOW:
                 return True
-        return is_owner or self._acl_grants(owner, bucket, key, action, settings.get("acl", PRIVATE))
+        return is_owner or self._acl_grants(owner, bucket, key, action, settings.get(BUCKET_ACL, PRIVATE))
 
     def _acl_grants(self, owner: Tenant, bucket: str, key: str, action: str, bucket_acl: str) -> bool:
         caller = self.caller.name if self.caller else None

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 from kvgate.auth.authenticator import Authenticator
 from kvgate.auth.claim import is_signed
 from kvgate.auth.identity import UnsignedPayload
+from kvgate.auth.query_headers import with_query_headers
 from kvgate.auth.tenants import Tenant, Tenants
 from kvgate.errors import AccessDenied, NoSuchBucket, NoSuchKey
 from kvgate.messages import Request, Response
 from kvgate.s3.access import Access
 from kvgate.s3.call import Call
 from kvgate.s3.errors import error_response
+from kvgate.s3.form_call import open_form
 from kvgate.s3.operations.base import Context
 from kvgate.s3.origins import Origins
 from kvgate.s3.routes import route
@@ -59,20 +61,26 @@ class S3:
         return response
 
     async def _answer(self, request: Request, answer: Answer) -> None:
-        target = parse_target(request.raw_path, request.raw_query, request.bucket)
+        plain = with_query_headers(request)
+        target = parse_target(plain.raw_path, plain.raw_query, plain.bucket)
         if request.method == "OPTIONS":
             answer.operation = "Preflight"
             answer.response = self._origins.preflight(request, target.bucket)
             return
-        identity = self._authenticator.authenticate(request) if is_signed(request) else None
-        caller, payload_form = (identity.tenant, identity.payload) if identity else (None, _UNSIGNED)
-        operation = route(Call(request, target, payload_form))
+        call = Call(plain, target, _UNSIGNED)
+        operation = route(call)
         answer.operation = operation.name
+        caller = None
+        if operation.form:
+            caller, call = await open_form(self._authenticator, call)
+        elif is_signed(request):
+            identity = self._authenticator.authenticate(request)
+            caller, call = identity.tenant, replace(call, payload_form=identity.payload)
         access = Access(self._store, self._tenants, caller, self._unsigned)
         owner, bucket = access.resolve(target.bucket)
         answer.headers = self._origins.headers(request, owner, bucket)
-        call = Call(request, replace(target, bucket=bucket), payload_form)
-        expected = request.headers.get("x-amz-expected-bucket-owner")
+        call = replace(call, target=replace(call.target, bucket=bucket))
+        expected = plain.headers.get("x-amz-expected-bucket-owner")
         if expected not in ("", owner.name):
             raise AccessDenied("the bucket is not of the owner that x-amz-expected-bucket-owner names")
         if bucket:

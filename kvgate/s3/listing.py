@@ -1,9 +1,9 @@
-"""What ListObjects and ListObjectsV2 have in common: the parameters, and how entries are written."""
+"""What the operations that list objects have in common: the parameters, and how entries are written."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -74,14 +74,20 @@ class Page:
             entries.append(("EncodingType", "url"))
         return entries
 
-    def contents(self, listing: Listing | None, owner: str) -> list[Entry]:
-        """The Contents and CommonPrefixes elements; with an `owner`, every object names it."""
+    def contents(
+        self, listing: Listing | None, owner: str, *, tag: str = "Contents", version: Sequence[Entry] = ()
+    ) -> list[Entry]:
+        """The elements of the objects, and the CommonPrefixes; with an `owner`, every object names it.
+
+        tag, version: of an object's element, and what else it says first
+        """
         if listing is None:
             return []
         entries: list[Entry] = []
         for record in listing.records:
             item: list[Entry] = [
                 ("Key", self.text(record.key)),
+                *version,
                 ("LastModified", iso_date(record.mtime_ms)),
                 ("ETag", f'"{record.etag}"'),
                 ("Size", record.nbytes),
@@ -89,7 +95,7 @@ class Page:
             ]
             if owner:
                 item.append(owner_entry(owner))
-            entries.append(("Contents", item))
+            entries.append((tag, item))
         entries += [("CommonPrefixes", [("Prefix", self.text(prefix))]) for prefix in listing.prefixes]
         return entries
 

@@ -15,9 +15,11 @@ from kvgate.s3.call import Call
 from kvgate.s3.copying import COPY_SOURCE
 from kvgate.s3.operations import (
     abort_multipart_upload,
+    bucket_acl,
     bucket_cors,
     bucket_lifecycle,
     bucket_policy,
+    bucket_tagging,
     complete_multipart_upload,
     copy_object,
     create_bucket,
@@ -26,15 +28,20 @@ from kvgate.s3.operations import (
     delete_object,
     delete_objects,
     get_bucket_location,
+    get_bucket_versioning,
     get_object,
     get_object_attributes,
     head_bucket,
     head_object,
     list_buckets,
     list_multipart_uploads,
+    list_object_versions,
     list_objects,
     list_objects_v2,
     list_parts,
+    object_acl,
+    object_tagging,
+    post_object,
     put_object,
     upload_part,
     upload_part_copy,
@@ -57,9 +64,14 @@ ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {
     ("DELETE", Resource.BUCKET, ""): delete_bucket.operation,
     ("GET", Resource.BUCKET, ""): list_objects.operation,
     ("GET", Resource.BUCKET, "list-type"): list_objects_v2.operation,
+    ("GET", Resource.BUCKET, "versions"): list_object_versions.operation,
     ("GET", Resource.BUCKET, "location"): get_bucket_location.operation,
+    ("GET", Resource.BUCKET, "versioning"): get_bucket_versioning.operation,
     ("GET", Resource.BUCKET, "uploads"): list_multipart_uploads.operation,
     ("POST", Resource.BUCKET, "delete"): delete_objects.operation,
+    ("POST", Resource.BUCKET, ""): post_object.operation,
+    ("GET", Resource.BUCKET, "acl"): bucket_acl.get,
+    ("PUT", Resource.BUCKET, "acl"): bucket_acl.put,
     ("GET", Resource.BUCKET, "cors"): bucket_cors.get,
     ("PUT", Resource.BUCKET, "cors"): bucket_cors.put,
     ("DELETE", Resource.BUCKET, "cors"): bucket_cors.delete,
@@ -70,11 +82,19 @@ ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {
     ("PUT", Resource.BUCKET, "policy"): bucket_policy.put,
     ("DELETE", Resource.BUCKET, "policy"): bucket_policy.delete,
     ("GET", Resource.BUCKET, "policyStatus"): bucket_policy.get_status,
+    ("GET", Resource.BUCKET, "tagging"): bucket_tagging.get,
+    ("PUT", Resource.BUCKET, "tagging"): bucket_tagging.put,
+    ("DELETE", Resource.BUCKET, "tagging"): bucket_tagging.delete,
     ("PUT", Resource.OBJECT, ""): put_object.operation,
     ("GET", Resource.OBJECT, ""): get_object.operation,
     ("HEAD", Resource.OBJECT, ""): head_object.operation,
     ("GET", Resource.OBJECT, "attributes"): get_object_attributes.operation,
     ("DELETE", Resource.OBJECT, ""): delete_object.operation,
+    ("GET", Resource.OBJECT, "acl"): object_acl.get,
+    ("PUT", Resource.OBJECT, "acl"): object_acl.put,
+    ("GET", Resource.OBJECT, "tagging"): object_tagging.get,
+    ("PUT", Resource.OBJECT, "tagging"): object_tagging.put,
+    ("DELETE", Resource.OBJECT, "tagging"): object_tagging.delete,
     ("POST", Resource.OBJECT, "uploads"): create_multipart_upload.operation,
     ("PUT", Resource.OBJECT, "uploadId"): upload_part.operation,
     ("GET", Resource.OBJECT, "uploadId"): list_parts.operation,
@@ -87,6 +107,9 @@ COPY_ROUTES: dict[tuple[str, Resource, str], Operation[Any]] = {
     ("PUT", Resource.OBJECT, "uploadId"): upload_part_copy.operation,
 }
 """What a request with the header COPY_SOURCE asks for."""
+
+_NOT_OFFERED = frozenset({("PUT", Resource.BUCKET, "versioning")})
+"""What S3 has for a resource that is offered with other methods."""
 
 _SUBRESOURCES = {
     resource: frozenset({subresource for _, of, subresource in ROUTES if of is resource and subresource})
@@ -142,6 +165,8 @@ def route(call: Call) -> Operation[Any]:
         raise UnsupportedOperation(
             f"the query parameter {unknown[0][:64]!r} of {method} on the {resource.value} is not offered"
         )
+    if operation is None and asked_for in _NOT_OFFERED:
+        raise UnsupportedOperation(f"?{subresource} of the {resource.value} cannot be set: it is not offered")
     if operation is None:
         of = f"?{subresource} of the {resource.value}" if subresource else f"the {resource.value}"
         raise MethodNotAllowed(f"{method[:16]} is not a method of {of}")

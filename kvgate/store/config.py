@@ -7,6 +7,7 @@ from typing import Literal
 
 from kvgate.config import MiB, Seconds, Size, option
 from kvgate.errors import ConfigError
+from kvgate.store.prefetch import PrefetchConfig
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,9 @@ class StoreConfig:
     )
     max_lease: Seconds = option(default=Seconds(300.0), help="the longest lease that a client can get")
     max_leases: int = option(default=100_000, help="how many leases can be open at the same time")
+    prefetch: PrefetchConfig = option(
+        default=PrefetchConfig(), help="what is learnt from clients of other KV systems, and fetched for them ahead"
+    )
 
     def __post_init__(self) -> None:
         if self.window < MiB:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from kvgate.errors import ArenaFull, CorruptCopy, NotInTier
-from kvgate.memory.digest import BlockDigest
-from kvgate.memory.lease import Lease
+from kvgate.memory.digest import combine_blocks
 from kvgate.metrics import Metrics
 from kvgate.store.copies import MEMORY, Copies
 from kvgate.store.index import Entry
@@ -21,6 +20,10 @@ class Promotion:
         self._room = room
         self._metrics = metrics
         self._running: dict[Entry, asyncio.Task[Exception | None]] = {}
+
+    def is_running(self, entry: Entry) -> bool:
+        """Whether an entry is being copied to memory now."""
+        return entry in self._running
 
     async def promote(self, entry: Entry, rank: int) -> None:
         """Try to copy an entry from a lower tier to memory; concurrent calls for one entry share one copy.
@@ -47,23 +50,14 @@ class Promotion:
             return
         reader = self._copies.tiers[rank].open(record, copy)
         try:
-            await reader.read_into(0, lease, record.nbytes)
-            digest = _digest_of(lease)
-            if digest.value != record.crc64nvme:
+            blocks = await reader.read_into(0, lease, record.nbytes)
+            if combine_blocks(blocks, record.nbytes) != record.crc64nvme:
                 raise CorruptCopy("the bytes do not match the digest of the whole")
             if entry.has_copy(rank) and not entry.has_copy(MEMORY):
-                self._copies.add_copy(entry, MEMORY, self._copies.memory.adopt(lease.share(), digest.blocks))
+                self._copies.add_copy(entry, MEMORY, self._copies.memory.adopt(lease.share(), blocks))
                 self._metrics.promoted.inc()
         except (CorruptCopy, NotInTier) as error:
             self._copies.drop_bad_copy(entry, rank, copy, error)
         finally:
             lease.release()
             await reader.close()
-
-
-def _digest_of(lease: Lease) -> BlockDigest:
-    """The digests of all the bytes that a lease holds."""
-    digest = BlockDigest()
-    for view in lease.views:
-        digest.update(view)
-    return digest

@@ -22,13 +22,19 @@ _PROMOTE_SHARE = 2
 
 
 class Read:
-    """A lease on an object. A context manager; `load` hands the lease on to the body that it returns."""
+    """A lease on an object. A context manager; `load` hands the lease on to the body that it returns.
 
-    def __init__(self, placement: Placement, entry: Entry, metrics: Metrics, config: StoreConfig) -> None:
+    whole: its other ranges will be read too, so that any read brings it to memory
+    """
+
+    def __init__(
+        self, placement: Placement, entry: Entry, metrics: Metrics, config: StoreConfig, *, whole: bool = False
+    ) -> None:
         self._placement = placement
         self._entry: Entry | None = entry
         self._metrics = metrics
         self._config = config
+        self._whole = whole
         self.record: Record = entry.record
         placement.copies.lease(entry)
 
@@ -63,7 +69,8 @@ class Read:
         if rank == MEMORY:
             lease = await self._placement.copies.memory.lease(entry.record, copy, start, stop)
             return LeasedBody(self._placement, entry, lease, start, stop)
-        if (stop - start) * _PROMOTE_SHARE >= entry.record.nbytes <= self._placement.copies.memory.limit():
+        most = self._whole or (stop - start) * _PROMOTE_SHARE >= entry.record.nbytes
+        if most and entry.record.nbytes <= self._placement.copies.memory.limit():
             await self._placement.promotion.promote(entry, rank)
             if entry.has_copy(MEMORY) or entry.copies[rank] is not copy:
                 return None

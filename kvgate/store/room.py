@@ -2,6 +2,8 @@
 
 A copy is evicted only while nothing leases its entry. The last copy of a pinned entry is never evicted, and from memory
 never the last copy of an entry that a lower tier is still to get.
+
+Where there is a lower tier, no object takes all of memory: there is room for a window beside it, to copy it through.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ class Room:
 
     def reserve(self, tenant: str, nbytes: int) -> Lease:
         """Memory for `nbytes`, after evicting what lower tiers hold too. Raises ArenaFull."""
+        self._leave_a_window(nbytes)
         while True:
             try:
                 return self._copies.memory.reserve(tenant, nbytes)
@@ -58,6 +61,7 @@ class Room:
 
     def extend(self, lease: Lease, nbytes: int) -> None:
         """Lengthen a lease by `nbytes`, after evicting what lower tiers hold too. Raises ArenaFull."""
+        self._leave_a_window(lease.nbytes + nbytes)
         while True:
             try:
                 lease.extend(nbytes)
@@ -96,6 +100,11 @@ class Room:
                 self._metrics.evicted.labels("quota").inc()
                 self._copies.drop(entry)
                 self._copies.lose_if_bare(entry)
+
+    def _leave_a_window(self, nbytes: int) -> None:
+        """Raises ArenaFull for a lease that would leave no room for a window."""
+        if self._copies.lower_ranks and nbytes > max(self._copies.memory.limit() - BLOCK_NBYTES, BLOCK_NBYTES):
+            raise ArenaFull(f"{nbytes} bytes would leave no room in memory to stream anything")
 
     def _may_leave_memory(self, entry: Entry) -> bool:
         """Whether an entry's copy in memory may be evicted now."""

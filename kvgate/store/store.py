@@ -30,6 +30,7 @@ from kvgate.store.catalog import Catalog
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import Copies
 from kvgate.store.expiry import Expiry
+from kvgate.store.foreign import ForeignClients
 from kvgate.store.index import Bucket, Entry, Index, Listing
 from kvgate.store.leases import LeaseTable
 from kvgate.store.multipart import Multipart
@@ -70,6 +71,7 @@ class Store:
         policy = plugins.load("kvgate.eviction", config.eviction)
         copies = Copies(memory, lower, self._index, self._quota, policy, metrics)
         self._placement = Placement(copies, metrics)
+        self._foreign = ForeignClients(self._placement, self._index, config.prefetch, metrics)
         self._leases = LeaseTable(config.max_leases, clock, copies.lease, copies.unlease)
         self._matched: dict[str, tuple[int, int]] = {}
         self.multipart = Multipart(
@@ -149,17 +151,30 @@ class Store:
         """What is known of an object. Raises NoSuchBucket, NoSuchKey."""
         return self._entry(tenant, bucket, key).record
 
+    def head(self, tenant: str, bucket: str, key: str, caller: str | None) -> Record:
+        """As `stat`, for a client: those of other KV systems announce their reads so.
+
+        caller: the tenant who asks, from whose requests alone is learnt what to prefetch; None for nobody
+        """
+        if caller is not None:
+            self._foreign.note_head(caller, tenant, bucket, key)
+        return self.stat(tenant, bucket, key)
+
     def list(
         self, tenant: str, bucket: str, *, prefix: str = "", delimiter: str = "", after: str = "", limit: int = 1000
     ) -> Listing:
         """One page of keys and rolled-up prefixes. Raises NoSuchBucket."""
         return self._index.list(tenant, bucket, prefix, delimiter, after, limit)
 
-    def open_read(self, tenant: str, bucket: str, key: str) -> Read:
-        """A lease on an object, to be closed. Raises NoSuchBucket, NoSuchKey."""
+    def open_read(self, tenant: str, bucket: str, key: str, caller: str | None = None) -> Read:
+        """A lease on an object, to be closed. Raises NoSuchBucket, NoSuchKey.
+
+        caller: as with `head`
+        """
+        foreign = caller is not None and self._foreign.note_get(caller, tenant, bucket, key)
         entry = self._entry(tenant, bucket, key)
         self._placement.copies.touch(entry)
-        return Read(self._placement, entry, self._metrics, self._config)
+        return Read(self._placement, entry, self._metrics, self._config, whole=foreign)
 
     async def open_write(self, tenant: Tenant, bucket: str, key: str, nbytes: int | None) -> Write:
         """An upload of `nbytes` bytes, or of a length not known yet.
@@ -284,6 +299,7 @@ class Store:
             metrics.tier_objects.labels(tier.name).set(residents.total())
         metrics.demotion_queue.set(placement.backlog.count)
         metrics.leases.set(self._leases.count())
+        self._foreign.collect()
 
     async def load(self, tenants: Iterable[Tenant]) -> None:
         """Open the tiers and find what survived; make the buckets of the configuration."""
@@ -314,6 +330,7 @@ class Store:
 
     async def stop(self) -> None:
         """Write what is only in memory to the lower tiers, end the background work and close the tiers."""
+        self._foreign.stop()
         await self._placement.backlog.clear()
         for worker in self._workers:
             worker.cancel()
@@ -327,6 +344,7 @@ class Store:
             await asyncio.sleep(_EXPIRE_EVERY_S)
             self._leases.expire()
             self.multipart.expire()
+            self._foreign.expire()
 
     async def _open_write(
         self,
@@ -354,6 +372,7 @@ class Store:
             spaces=self._spaces,
             config=self._config,
             take_quota=take_quota,
+            on_visible=self._foreign.note_put,
             pinned=pinned,
         )
         await write.open()

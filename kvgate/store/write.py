@@ -63,6 +63,7 @@ class Write:
         spaces: Spaces,
         config: StoreConfig,
         take_quota: Callable[[int], None],
+        on_visible: Callable[[Record], None],
         pinned: bool = False,
     ) -> None:
         self._tenant, self._bucket, self._key = tenant, bucket, key
@@ -71,6 +72,7 @@ class Write:
         self._placement, self._index, self._quota, self._spaces = placement, index, quota, spaces
         self._config = config
         self._take_quota = take_quota
+        self._on_visible = on_visible
         self._pinned = pinned or isinstance(kind, ManifestKey)
         self._digest = BlockDigest()
         self._prefix = bytearray()
@@ -331,6 +333,7 @@ class Write:
         if replaced is not None:
             self._quota.give_back(replaced.record.tenant, replaced.record.nbytes)
             placement.copies.supersede(entry, replaced)
+        self._on_visible(entry.record)
 
     def _retract(self, entry: Entry) -> None:
         if entry.current:

@@ -66,8 +66,8 @@ class Upload(Protocol):
 class Reader(Protocol):
     """One open copy. It stays readable while it is open, even if the copy is deleted meanwhile."""
 
-    async def read_into(self, start: int, lease: Lease, nbytes: int) -> None:
-        """Fill the first `nbytes` bytes of `lease` from byte `start` of the object, verified.
+    async def read_into(self, start: int, lease: Lease, nbytes: int) -> array[int]:
+        """Fill the first `nbytes` bytes of `lease` from byte `start` of the object, verified; their blocks' crc64nvme.
 
         `start` is a multiple of BLOCK_NBYTES, and so is `start + nbytes` unless it is the end of the object.
         Raises NotInTier, CorruptCopy, or another TierError. When cancelled, the lease is held until the copy has ended.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvgate.errors import CorruptCopy, TierError, TierFull
-from kvgate.memory.digest import BLOCK_NBYTES, verify_blocks
+from kvgate.memory.digest import BLOCK_NBYTES, span_of_blocks, verify_blocks
 from kvgate.memory.lease import Lease
 from kvgate.tiers.base import Copy, Record
 from kvgate.tiers.disk_file import encode_footer, open_verified, read_all, write_all
@@ -109,9 +109,9 @@ class DiskReader:
         self._blocks: array[int] = array("Q")
         self._lock = threading.Lock()  # held by whichever thread uses the descriptor
 
-    async def read_into(self, start: int, lease: Lease, nbytes: int) -> None:
+    async def read_into(self, start: int, lease: Lease, nbytes: int) -> array[int]:
         """See Reader."""
-        await self._tier.run(lease, self._read, start, lease.slices(0, nbytes))
+        return await self._tier.run(lease, self._read, start, lease.slices(0, nbytes))
 
     async def close(self) -> None:
         """See Reader."""
@@ -123,7 +123,7 @@ class DiskReader:
         else:  # a thread whose caller was cancelled still reads
             await self._tier.run((), self._close)
 
-    def _read(self, start: int, views: list[memoryview]) -> None:
+    def _read(self, start: int, views: list[memoryview]) -> array[int]:
         with self._lock:
             if self._closed:  # the caller was cancelled, and has closed before this thread came to work
                 raise TierError("the reader is closed")
@@ -133,6 +133,7 @@ class DiskReader:
             stop = start + sum(map(len, views))
             if not verify_blocks(views, start, stop, self._record.nbytes, self._blocks):
                 raise CorruptCopy("the bytes on disk do not match their digest")
+            return self._blocks[span_of_blocks(start, stop)]
 
     def _close(self) -> None:
         with self._lock:

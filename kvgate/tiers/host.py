@@ -11,7 +11,7 @@ from typing import ParamSpec
 from kvgate.config import MiB, Size, option
 from kvgate.errors import ArenaFull, ConfigError, CorruptCopy, NotInTier, TierFull
 from kvgate.memory.arena import Arena
-from kvgate.memory.digest import block_span, verify_blocks
+from kvgate.memory.digest import block_span, span_of_blocks, verify_blocks
 from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
 from kvgate.tiers.base import Copy, Record, Usage
@@ -172,7 +172,7 @@ class HostReader:
         self._blocks = copy.blocks
         self._lease = copy.lease.share() if copy.lease is not None else None
 
-    async def read_into(self, start: int, lease: Lease, nbytes: int) -> None:
+    async def read_into(self, start: int, lease: Lease, nbytes: int) -> array[int]:
         """See Reader."""
         if self._lease is None:
             raise NotInTier("the copy is gone")
@@ -181,6 +181,7 @@ class HostReader:
         )
         sources, targets = self._lease.slices(start, start + nbytes), lease.slices(0, nbytes)
         await self._tier.run((self._lease, lease), nbytes, copy_bytes, sources, targets)
+        return self._blocks[span_of_blocks(start, start + nbytes)]
 
     async def close(self) -> None:
         """See Reader."""

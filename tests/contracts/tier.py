@@ -72,8 +72,12 @@ class TierContract:
         reader = tier.open(record, copy)
         try:
             with arena.reserve(record.tenant, stop - start) as lease:
-                await reader.read_into(start, lease, stop - start)
-                return content(lease)
+                blocks = await reader.read_into(start, lease, stop - start)
+                read = content(lease)
+                digest = BlockDigest()
+                digest.update(memoryview(read))
+                assert list(blocks) == list(digest.blocks)
+                return read
         finally:
             await reader.close()
 

@@ -10,7 +10,7 @@ from awscrt import checksums
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvgate.memory import BLOCK_NBYTES, BlockDigest, block_span, crc64nvme, verify_blocks
+from kvgate.memory import BLOCK_NBYTES, BlockDigest, block_span, combine_blocks, crc64nvme, verify_blocks
 
 BODY = memoryview(random.Random(0).randbytes(3 * BLOCK_NBYTES + 12345))
 LENGTHS = (0, 1, BLOCK_NBYTES - 1, BLOCK_NBYTES, BLOCK_NBYTES + 1, 3 * BLOCK_NBYTES, len(BODY))
@@ -32,7 +32,7 @@ def test_published_check_value() -> None:
 def test_whole_and_blocks_of_every_length(nbytes: int) -> None:
     digest = digest_of(BODY[:nbytes])
     assert digest.nbytes == nbytes
-    assert digest.value == crc64nvme([BODY[:nbytes]])
+    assert digest.value == crc64nvme([BODY[:nbytes]]) == combine_blocks(digest.blocks, nbytes)
     assert digest.blocks.tolist() == [
         checksums.crc64nvme(BODY[start : min(start + BLOCK_NBYTES, nbytes)]) for start in range(0, nbytes, BLOCK_NBYTES)
     ]

@@ -165,6 +165,8 @@ def _call(key: Key, *headers: tuple[str, str], copies: bool, payload: Payload = 
 
 def _reads(key: Key, operation: Operation[Any], copies: bool, header: str) -> bool:
     """Whether an operation asks for a header, or for all of its kind, when it parses a request."""
+    if operation.form:  # what it is told are the fields of the form
+        return False
     answers = []
     for payload in (ChunkedPayload(trailer=True, signing=None), _UNSIGNED):
         plain = _call(key, copies=copies, payload=payload)

@@ -40,25 +40,6 @@ def aws(gateway: RunningGateway, tmp_path: Path) -> Aws:
     return run
 
 
-def test_files_go_up_and_come_down(aws: Aws, tmp_path: Path) -> None:
-    source, back = tmp_path / "source file", tmp_path / "back"
-    source.write_bytes(os.urandom(3 << 20))
-    aws("s3", "cp", str(source), "s3://alpha-bucket/cli/some file+1")
-    assert "some file+1" in aws("s3", "ls", "s3://alpha-bucket/cli/")
-    aws("s3", "cp", "s3://alpha-bucket/cli/some file+1", str(back))
-    assert back.read_bytes() == source.read_bytes()
-    aws("s3", "rm", "s3://alpha-bucket/cli/some file+1")
-    assert aws("s3", "ls", "s3://alpha-bucket/").find("cli/") == -1
-
-
-def test_a_large_object_comes_down_in_ranges(aws: Aws, tmp_path: Path) -> None:
-    source, back = tmp_path / "source", tmp_path / "back"
-    source.write_bytes(os.urandom(20 << 20))
-    aws("s3api", "put-object", "--bucket", "alpha-bucket", "--key", "cli-large", "--body", str(source))
-    aws("s3", "cp", "s3://alpha-bucket/cli-large", str(back))
-    assert back.read_bytes() == source.read_bytes()
-
-
 def test_a_large_file_goes_up_in_parts(aws: Aws, tmp_path: Path) -> None:
     source, back = tmp_path / "source", tmp_path / "back"
     source.write_bytes(os.urandom(20 << 20))
@@ -71,19 +52,10 @@ def test_a_large_file_goes_up_in_parts(aws: Aws, tmp_path: Path) -> None:
     assert (head["ContentLength"], head["ChecksumType"]) == (20 << 20, "COMPOSITE")
 
 
-def test_folders_are_synchronised_and_removed(aws: Aws, tmp_path: Path) -> None:
-    folder = tmp_path / "folder"
-    for name in ("a", "b/c", "b/d e"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(name)
-    (folder / "large").write_bytes(os.urandom(20 << 20))
+def test_buckets_are_made_and_removed_with_all_that_they_hold(aws: Aws, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
     aws("s3", "mb", "s3://cli-bucket")
-    aws("s3", "sync", str(folder), "s3://cli-bucket/x")
-    assert aws("s3", "sync", str(folder), "s3://cli-bucket/x") == ""
-    aws("s3", "sync", "s3://cli-bucket/x", str(tmp_path / "back"))
-    assert (tmp_path / "back/b/d e").read_text() == "b/d e"
-    assert (tmp_path / "back/large").read_bytes() == (folder / "large").read_bytes()
-    assert aws("s3", "ls", "--recursive", "s3://cli-bucket").count("\n") == 4
+    aws("s3", "cp", str(tmp_path / "file"), "s3://cli-bucket/a/b c")
     aws("s3", "rb", "--force", "s3://cli-bucket")
     assert "cli-bucket" not in aws("s3", "ls")
 
@@ -95,3 +67,29 @@ def test_s3api_describes_an_object(aws: Aws, tmp_path: Path) -> None:
     aws("s3api", "put-object", *target, *put)
     head = json.loads(aws("s3api", "head-object", *target, "--checksum-mode", "ENABLED"))
     assert (head["ContentLength"], head["Metadata"], head["ChecksumCRC64NVME"]) == (9, {"a": "1"}, "rosUhgp5mIg=")
+
+
+def test_objects_are_copied_moved_and_synchronised_within_the_gateway(aws: Aws, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(20 << 20))
+    (tmp_path / "small").write_text("small")
+    aws("s3", "mb", "s3://cli-copy")
+    aws("s3", "cp", str(source), "s3://cli-copy/a/large +1")
+    aws("s3", "cp", str(tmp_path / "small"), "s3://cli-copy/a/small", "--metadata", "m=1", "--content-type", "a/b")
+    tags = '{"TagSet": [{"Key": "team", "Value": "a b"}]}'
+    aws("s3api", "put-object-tagging", "--bucket", "cli-copy", "--key", "a/small", "--tagging", tags)
+    aws("s3", "cp", "--recursive", "s3://cli-copy/a/", "s3://cli-copy/b/")
+    aws("s3", "mv", "s3://cli-copy/b/large +1", "s3://cli-copy/c/large +1")
+    assert aws("s3", "ls", "s3://cli-copy/b/").count("\n") == 1
+    aws("s3", "sync", "s3://cli-copy/a", "s3://cli-copy/d")
+    assert aws("s3", "sync", "s3://cli-copy/a", "s3://cli-copy/d") == ""
+    for key in ("c/large +1", "d/large +1"):
+        aws("s3", "cp", f"s3://cli-copy/{key}", str(tmp_path / "back"))
+        assert (tmp_path / "back").read_bytes() == source.read_bytes()
+    for key in ("b/small", "d/small"):
+        target = ("--bucket", "cli-copy", "--key", key)
+        head = json.loads(aws("s3api", "head-object", *target))
+        assert (head["ContentType"], head["Metadata"]) == ("a/b", {"m": "1"})
+        found = json.loads(aws("s3api", "get-object-tagging", *target))
+        assert found["TagSet"] == [{"Key": "team", "Value": "a b"}]
+    aws("s3", "rb", "--force", "s3://cli-copy")

@@ -286,7 +286,7 @@ def test_many_keys_are_deleted_in_one_request(client: Any, bucket: str) -> None:
     objects = [{"Key": "a"}, {"Key": "b&c"}, {"Key": "never"}, {"Key": "d", "VersionId": "3"}]
     answer = client.delete_objects(Bucket=bucket, Delete={"Objects": objects})
     assert [item["Key"] for item in answer["Deleted"]] == ["a", "b&c", "never"]
-    assert [(item["Key"], item["Code"]) for item in answer["Errors"]] == [("d", "NotImplemented")]
+    assert [(item["Key"], item["Code"]) for item in answer["Errors"]] == [("d", "NoSuchVersion")]
     assert [item["Key"] for item in client.list_objects_v2(Bucket=bucket)["Contents"]] == ["d"]
     quiet = client.delete_objects(Bucket=bucket, Delete={"Objects": [{"Key": "d"}], "Quiet": True})
     assert "Deleted" not in quiet
@@ -318,6 +318,7 @@ def test_buckets_live_and_die(client: Any) -> None:
     assert client.create_bucket(Bucket=name)["ResponseMetadata"]["HTTPStatusCode"] == 200
     assert client.head_bucket(Bucket=name)["BucketRegion"] == "us-east-1"
     assert client.get_bucket_location(Bucket=name)["LocationConstraint"] is None
+    assert "Status" not in client.get_bucket_versioning(Bucket=name)
     assert name in [bucket["Name"] for bucket in client.list_buckets()["Buckets"]]
     client.put_object(Bucket=name, Key="k", Body=b"x")
     assert refused(client.delete_bucket, Bucket=name) == ("BucketNotEmpty", 409)
@@ -325,7 +326,7 @@ def test_buckets_live_and_die(client: Any) -> None:
     client.delete_bucket(Bucket=name)
     assert refused(client.head_bucket, Bucket=name) == ("404", 404)
     assert refused(client.delete_bucket, Bucket=name) == ("NoSuchBucket", 404)
-    for call in (client.list_objects_v2, client.list_objects, client.get_bucket_location):
+    for call in (client.list_objects_v2, client.list_objects, client.get_bucket_location, client.get_bucket_versioning):
         assert refused(call, Bucket=name) == ("NoSuchBucket", 404)
     assert refused(client.put_object, Bucket=name, Key="k", Body=b"x") == ("NoSuchBucket", 404)
     objects = {"Objects": [{"Key": "k"}]}
@@ -388,7 +389,7 @@ def test_presigned_urls(gateway: RunningGateway, key: str) -> None:
     [
         ("create_multipart_upload", {"Key": "k", "ServerSideEncryption": "AES256"}),
         ("put_object", {"Key": "k", "Body": b"x", "ServerSideEncryption": "AES256"}),
-        ("get_bucket_versioning", {}),
+        ("put_bucket_versioning", {"VersioningConfiguration": {"Status": "Enabled"}}),
     ],
 )
 def test_what_is_not_offered_says_so(client: Any, name: str, arguments: dict[str, Any]) -> None:

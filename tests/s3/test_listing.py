@@ -32,13 +32,16 @@ def test_dates_have_milliseconds() -> None:
 def test_deletions_are_read() -> None:
     deletions, quiet = parse_deletions(
         b"<Delete><Object><Key>a</Key></Object><Object><Key>b</Key><ETag>&quot;x&quot;</ETag></Object>"
-        b"<Object><Key>c</Key><VersionId>3</VersionId></Object><Quiet>true</Quiet></Delete>"
+        b"<Object><Key>c</Key><VersionId>3</VersionId></Object><Object><Key>d</Key><VersionId/></Object>"
+        b"<Object><Key>e</Key><Size>5</Size></Object><Quiet>true</Quiet></Delete>"
     )
     assert quiet
-    assert [(deletion.key, deletion.conditions.if_match, deletion.unsupported) for deletion in deletions] == [
-        ("a", (), ""),
-        ("b", ("x",), ""),
-        ("c", (), "VersionId"),
+    assert [(each.key, each.conditions.if_match, each.version, each.unsupported) for each in deletions] == [
+        ("a", (), "", ""),
+        ("b", ("x",), "", ""),
+        ("c", (), "3", ""),
+        ("d", (), "", ""),
+        ("e", (), "", "Size"),
     ]
 
 

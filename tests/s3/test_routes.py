@@ -29,10 +29,12 @@ def call(method: str, target: str, **headers: str) -> Call:
         ("HEAD", "/b", "HeadBucket"),
         ("DELETE", "/b", "DeleteBucket"),
         ("GET", "/b?location", "GetBucketLocation"),
+        ("GET", "/b?versioning", "GetBucketVersioning"),
         ("GET", "/b", "ListObjects"),
         ("GET", "/b?prefix=a&delimiter=/&marker=x&max-keys=1&encoding-type=url", "ListObjects"),
         ("GET", "/b?list-type=2&start-after=x&fetch-owner=true&continuation-token=t", "ListObjectsV2"),
         ("POST", "/b?delete", "DeleteObjects"),
+        ("POST", "/b", "PostObject"),
         ("GET", "/b?cors", "GetBucketCors"),
         ("PUT", "/b?cors", "PutBucketCors"),
         ("DELETE", "/b?cors", "DeleteBucketCors"),
@@ -43,6 +45,17 @@ def call(method: str, target: str, **headers: str) -> Call:
         ("PUT", "/b?policy", "PutBucketPolicy"),
         ("DELETE", "/b?policy", "DeleteBucketPolicy"),
         ("GET", "/b?policyStatus", "GetBucketPolicyStatus"),
+        ("GET", "/b?acl", "GetBucketAcl"),
+        ("PUT", "/b?acl", "PutBucketAcl"),
+        ("GET", "/b?tagging", "GetBucketTagging"),
+        ("PUT", "/b?tagging", "PutBucketTagging"),
+        ("DELETE", "/b?tagging", "DeleteBucketTagging"),
+        ("GET", "/b?versions", "ListObjectVersions"),
+        (
+            "GET",
+            "/b?versions&prefix=a&delimiter=/&key-marker=k&version-id-marker=null&max-keys=3&encoding-type=url",
+            "ListObjectVersions",
+        ),
         ("POST", "/b?delete=&x-id=DeleteObjects", "DeleteObjects"),
         ("PUT", "/b/k", "PutObject"),
         ("PUT", "/b//", "PutObject"),
@@ -54,6 +67,11 @@ def call(method: str, target: str, **headers: str) -> Call:
         ("HEAD", "/b/k?versionId=null&partNumber=2", "HeadObject"),
         ("DELETE", "/b/k?versionId=null", "DeleteObject"),
         ("GET", "/b/k?attributes&versionId=null", "GetObjectAttributes"),
+        ("GET", "/b/k?acl&versionId=null", "GetObjectAcl"),
+        ("PUT", "/b/k?acl", "PutObjectAcl"),
+        ("GET", "/b/k?tagging", "GetObjectTagging"),
+        ("PUT", "/b/k?tagging&versionId=null", "PutObjectTagging"),
+        ("DELETE", "/b/k?tagging", "DeleteObjectTagging"),
         ("POST", "/b/k?uploads", "CreateMultipartUpload"),
         ("PUT", "/b/k?partNumber=1&uploadId=x", "UploadPart"),
         ("GET", "/b/k?uploadId=x&max-parts=5&part-number-marker=3&x-id=ListParts", "ListParts"),
@@ -96,14 +114,22 @@ def test_every_operation_has_one_route() -> None:
         *[
             ("GET", f"/b?{name}", name)
             for name in (
-                *("versioning", "object-lock", "encryption", "website", "logging", "replication", "notification"),
+                *("object-lock", "encryption", "website", "logging", "replication", "notification"),
                 *("accelerate", "requestPayment", "publicAccessBlock", "ownershipControls", "inventory", "analytics"),
-                *("metrics", "intelligent-tiering", "acl", "tagging", "versions"),
+                *("metrics", "intelligent-tiering", "session", "metadataConfiguration"),
             )
         ],
+        *[
+            (method, f"/b/k?{name}", name)
+            for method in ("GET", "PUT", "DELETE", "POST")
+            for name in ("retention", "legal-hold", "torrent", "restore", "renameObject")
+        ],
+        *[
+            (method, f"/b?{name}", name)
+            for method in ("PUT", "DELETE")
+            for name in ("object-lock", "encryption", "website", "logging", "replication", "notification")
+        ],
         ("PUT", "/b?versioning", "versioning"),
-        ("GET", "/b/k?acl", "acl"),
-        ("PUT", "/b/k?tagging", "tagging"),
         ("PUT", "/b/k?versionId=null", "versionId"),
         ("PUT", "/b/k?partNumber=1", "partNumber"),
         ("DELETE", "/b/k?uploadId=x&versionId=3", "versionId"),
@@ -122,8 +148,8 @@ def test_what_is_not_offered_is_refused_by_name(method: str, target: str, named:
 
 @pytest.mark.parametrize(
     ("method", "target"),
-    [("PUT", "/"), ("POST", "/b"), ("POST", "/b/k"), ("PATCH", "/b/k"), ("GET", "/b?delete"), ("OPTIONS", "/b/k"),
-     ("PUT", "/b/k?uploads"), ("BREW", "/")],
+    [("PUT", "/"), ("POST", "/b/k"), ("PATCH", "/b/k"), ("GET", "/b?delete"), ("OPTIONS", "/b/k"),
+     ("PUT", "/b/k?uploads"), ("DELETE", "/b?versioning"), ("BREW", "/")],
 )  # fmt: skip
 def test_wrong_methods_are_refused(method: str, target: str) -> None:
     with pytest.raises(MethodNotAllowed):

@@ -37,7 +37,7 @@ class Opened:
             await write.commit(attributes)
 
     async def get(self, key: str, start: int = 0, stop: int | None = None, tenant: Tenant = ALPHA) -> bytes:
-        with self.store.open_read(tenant.name, "bucket", key) as read:
+        with self.store.open_read(tenant.name, "bucket", key, tenant.name) as read:
             body = await read.load(start, read.record.nbytes if stop is None else stop)
             try:
                 return b"".join([bytes(view) async for view in body.views()])

@@ -101,7 +101,7 @@ class StoreStates(RuleBasedStateMachine):
     @rule(name=names, key=keys, part=st.tuples(st.floats(0, 1), st.floats(0, 1)))
     def get(self, name: str, key: str, part: tuple[float, float]) -> None:
         async def run() -> None:
-            with self.store.open_read(name, "bucket", key) as read:
+            with self.store.open_read(name, "bucket", key, name) as read:
                 start, stop = sorted(int(share * read.record.nbytes) for share in part)
                 body = await read.load(start, stop)
                 try:

@@ -31,6 +31,11 @@ class Context:
     tenant: Tenant
     access: Access
 
+    @property
+    def caller(self) -> str | None:
+        """The tenant who asks; None when the request is not signed."""
+        return self.access.caller.name if self.access.caller else None
+
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[Input]):
@@ -41,6 +46,7 @@ class Operation(Generic[Input]):
     action:     what a caller needs to be allowed, as bucket policies name it; the same as `name` unless given
     parameters: the query parameters that it reads; a request with another one is refused
     headers:    those x-amz-* headers that it reads and that are refused elsewhere
+    form:       whether its body is a POST form, which says by itself who calls; a call of it has been opened
     """
 
     name: str
@@ -49,6 +55,7 @@ class Operation(Generic[Input]):
     parameters: frozenset[str] = frozenset()
     headers: frozenset[str] = frozenset()
     action: str = ""
+    form: bool = False
 
     async def run(self, context: Context, call: Call) -> Response:
         """Parse, then carry out. Raises NoSuchVersion where another version is asked for than the one there is."""

@@ -16,6 +16,7 @@ from kvgate.s3.checksums import ALGORITHMS, HEADER_PREFIX, STORES_OWN
 from kvgate.s3.conditions import Conditions
 from kvgate.s3.copying import HEADERS, CopySource, append_copy, checksum_algorithm
 from kvgate.s3.digested import DigestedBody
+from kvgate.s3.expiration import expiration_headers
 from kvgate.s3.listing import iso_date
 from kvgate.s3.operations.base import Context, Operation
 from kvgate.s3.part_checksums import ALGORITHM_HEADER, TYPE_HEADER, part_elements
@@ -124,7 +125,8 @@ async def copy_object(context: Context, input: CopyObjectInput) -> Response:
             ("ChecksumType", checksum[TYPE_HEADER]),
         ],
     )
-    return Response(headers={"Content-Type": "application/xml"}, body=body)
+    headers = {"Content-Type": "application/xml", **expiration_headers(context.store, record)}
+    return Response(headers=headers, body=body)
 
 
 async def _restate(context: Context, input: CopyObjectInput, read: Read) -> Record:

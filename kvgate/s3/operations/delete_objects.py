@@ -15,6 +15,7 @@ from kvgate.s3.call import Call
 from kvgate.s3.conditions import Conditions
 from kvgate.s3.listing import Entry
 from kvgate.s3.operations.base import Context, Operation
+from kvgate.s3.versions import PARAMETER, check_version
 from kvgate.s3.xml import document, parse
 
 log = logging.getLogger(__name__)
@@ -38,11 +39,17 @@ class DeleteObjectsInput:
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """One key to delete. `unsupported` names an element of it that is not offered."""
+    """One key to delete. `unsupported` names an element of it that is not offered; `version` is empty if not given."""
 
     key: str
     conditions: Conditions
+    version: str = ""
     unsupported: str = ""
+
+    @property
+    def name(self) -> list[Entry]:
+        """The elements that name it in the answer."""
+        return [("Key", self.key), *([("VersionId", self.version)] if self.version else [])]
 
 
 async def delete_objects(context: Context, input: DeleteObjectsInput) -> Response:
@@ -57,6 +64,8 @@ async def delete_objects(context: Context, input: DeleteObjectsInput) -> Respons
                 raise UnsupportedOperation(f"{deletion.unsupported} of an object to delete is not offered")
             await asyncio.sleep(0)
             context.access.check(context.tenant, input.bucket, deletion.key, "s3:DeleteObject", {})
+            if deletion.version:
+                check_version({PARAMETER: deletion.version})
             await context.store.delete(context.tenant.name, input.bucket, deletion.key, deletion.conditions.for_write())
         except NoSuchBucket:
             raise
@@ -64,12 +73,10 @@ async def delete_objects(context: Context, input: DeleteObjectsInput) -> Respons
             row = row_of(error)
             if row is INTERNAL:
                 log.exception("could not delete an object")
-            entries.append(
-                ("Error", [("Key", deletion.key), ("Code", row.code), ("Message", message_of(error))]),
-            )
+            entries.append(("Error", [*deletion.name, ("Code", row.code), ("Message", message_of(error))]))
         else:
             if not quiet:
-                entries.append(("Deleted", [("Key", deletion.key)]))
+                entries.append(("Deleted", deletion.name))
     body = document("DeleteResult", entries)
     return Response(headers={"Content-Type": "application/xml"}, body=body)
 
@@ -90,9 +97,10 @@ def _parse_object(element: ET.Element) -> Deletion:
     etag = element.findtext("ETag")
     unsupported = ""
     for child in element:
-        if child.tag not in ("Key", "ETag") and not (child.tag == "VersionId" and child.text in (None, "null")):
+        if child.tag not in ("Key", "ETag", "VersionId"):
             unsupported = child.tag[:64]
-    return Deletion(key, Conditions(if_match=(etag.strip().strip('"'),) if etag else ()), unsupported)
+    conditions = Conditions(if_match=(etag.strip().strip('"'),) if etag else ())
+    return Deletion(key, conditions, (element.findtext("VersionId") or "").strip(), unsupported)
 
 
 operation = Operation("DeleteObjects", DeleteObjectsInput.parse, delete_objects, action="DeleteObject")

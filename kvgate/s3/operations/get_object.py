@@ -13,7 +13,7 @@ from kvgate.s3.reading import PARAMETERS, ReadInput
 async def get_object(context: Context, input: ReadInput) -> Response:
     """An object or a range of it. The response's body holds the lease on the bytes until it is closed."""
     with contextlib.ExitStack() as stack:
-        read = context.store.open_read(context.tenant.name, input.bucket, input.key)
+        read = context.store.open_read(context.tenant.name, input.bucket, input.key, context.caller)
         stack.callback(read.close)
         selection = input.select(read.record)
         selection.headers.update(expiration_headers(context.store, read.record))

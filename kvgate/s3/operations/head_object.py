@@ -10,7 +10,7 @@ from kvgate.s3.reading import PARAMETERS, ReadInput
 
 async def head_object(context: Context, input: ReadInput) -> Response:
     """What GET would answer, without the bytes; nothing is leased or read. Raises NoSuchBucket, NoSuchKey."""
-    record = context.store.stat(context.tenant.name, input.bucket, input.key)
+    record = context.store.head(context.tenant.name, input.bucket, input.key, context.caller)
     selection = input.select(record)
     selection.headers.update(expiration_headers(context.store, record))
     nbytes = None if selection.status == 304 else selection.stop - selection.start
