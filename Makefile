@@ -27,12 +27,13 @@ check: .venv/installed ## Lint, format, types and layers
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: .venv/installed ## Run the load tests, about two minutes
+bench: .venv/installed ## Run the load tests, about three minutes
 	timeout 60 .venv/bin/python loadtest/arena.py
 	timeout 60 .venv/bin/python loadtest/chain_hash.py
 	timeout 120 .venv/bin/python loadtest/restart.py --objects 100000
 	timeout 120 .venv/bin/python loadtest/throughput.py --quick
 	timeout 120 .venv/bin/python loadtest/soak.py --seconds 15
+	timeout 120 .venv/bin/python loadtest/prefetch.py
 
 fuzz: .cache/fuzz/installed ## Try every parser with FUZZ_INPUTS inputs, by default a million in about seven minutes
 	.cache/fuzz/bin/python -m fuzz --inputs $${FUZZ_INPUTS:-1000000}

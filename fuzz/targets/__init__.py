@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fuzz.targets import chunked, disk_files, fields, formats, kvapi, policies, requests, sigv2, sigv4, xml
+from fuzz.targets import chunked, disk_files, fields, formats, forms, keys, kvapi, policies, requests, sigv2, sigv4, xml
 from fuzz.targets.base import Target
 
 _FILES = (
@@ -16,6 +16,8 @@ _FILES = (
     fields,
     formats,
     disk_files,
+    forms,
+    keys,
 )  # what takes longest, first
 
 TARGETS: dict[str, Target] = {target.name: target for file in _FILES for target in file.TARGETS}

@@ -177,7 +177,7 @@ def check(data: bytes) -> None:
 TARGETS = (
     Target(
         "fields",
-        120_000,
+        100_000,
         check,
         tuple(bytes([first]) for first in range(len(CHECKS))),
         tuple(word.encode("utf-8", "surrogatepass") for word in _WORDS),

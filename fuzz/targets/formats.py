@@ -138,5 +138,5 @@ _WORDS = (
 )
 
 TARGETS = (
-    Target("formats", 110_000, check, tuple(bytes([first]) + body for first, body in enumerate(_SEEDS)), _WORDS),
+    Target("formats", 100_000, check, tuple(bytes([first]) + body for first, body in enumerate(_SEEDS)), _WORDS),
 )

@@ -145,7 +145,7 @@ _GOOD = (_CREATE, _DELETE, _COMPLETE, _TAGGING, _CORS, _LIFECYCLE, _ACL)
 TARGETS = (
     Target(
         "xml",
-        150_000,
+        130_000,
         check,
         tuple(bytes([first]) + body for first, body in enumerate(_GOOD)),
         _WORDS,
