@@ -175,7 +175,7 @@ class Service:
         store = self._store
         for tenant in self._tenants:
             name, nbytes = tenant.name, 0
-            for bucket in store.buckets(name):
+            for bucket in store.buckets.list(name):
                 for upload in store.multipart.uploads(name, bucket.name):
                     nbytes += sum(part.record.nbytes for part in store.multipart.parts(upload))
                     await store.multipart.abort(upload)
@@ -185,11 +185,11 @@ class Service:
                     await store.delete(name, bucket.name, record.key)
                     must(store.stats(tenant).nbytes == taken - record.nbytes, "a deleted object is counted still")
                 for setting in bucket.settings:
-                    await store.set_bucket_setting(name, bucket.name, setting, None)
+                    await store.buckets.set(name, bucket.name, setting, None)
                 if bucket.name not in BUCKETS:
-                    await store.delete_bucket(name, bucket.name)
+                    await store.buckets.delete(name, bucket.name)
             for bucket_name in BUCKETS:
-                await store.create_bucket(tenant, bucket_name)
+                await store.buckets.create(tenant, bucket_name)
         deadline = time.monotonic() + _PATIENCE_S  # what was being written to disk is deleted once it is written
         tiers: list[HostTier | DiskTier] = [self._memory, *self._lower]
         while any(tier.usage().nbytes for tier in tiers) and time.monotonic() < deadline:  # noqa: ASYNC110

@@ -14,7 +14,7 @@ def _tenant(context: Context, fields: Fields) -> Members:
         "tenant": tenant.name,
         "salt": tenant.salt,
         "quota_nbytes": tenant.quota_nbytes,
-        "buckets": [bucket.name for bucket in context.store.buckets(tenant.name)],
+        "buckets": [bucket.name for bucket in context.store.buckets.list(tenant.name)],
     }
 
 

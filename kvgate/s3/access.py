@@ -73,7 +73,7 @@ class Access:
     def _may(self, owner: Tenant, bucket: str, key: str, action: str, query: Mapping[str, str]) -> bool:
         is_owner = self.caller is owner
         try:
-            settings = self._store.bucket(owner.name, bucket).settings
+            settings = self._store.buckets.get(owner.name, bucket).settings
         except NoSuchBucket:
             return is_owner
         if "policy" in settings:

@@ -44,4 +44,4 @@ class PutAclInput:
 async def set_bucket_acl(context: Context, bucket: str, acl: str) -> None:
     """Set a bucket's ACL, so that this survives a restart. Raises NoSuchBucket."""
     setting = None if acl == PRIVATE else acl
-    await context.store.set_bucket_setting(context.tenant.name, bucket, BUCKET_ACL, setting)
+    await context.store.buckets.set(context.tenant.name, bucket, BUCKET_ACL, setting)

@@ -57,7 +57,7 @@ class BucketSetting:
 
     def text(self, context: Context, bucket: str) -> str:
         """The text that is kept. Raises NoSuchBucket, and `missing`."""
-        settings = context.store.bucket(context.tenant.name, bucket).settings
+        settings = context.store.buckets.get(context.tenant.name, bucket).settings
         if self.name not in settings:
             raise self.missing(f"the bucket has no {self.name}")
         return settings[self.name]
@@ -75,10 +75,10 @@ class BucketSetting:
         """The operation that sets the document."""
 
         async def carry_out(context: Context, input: PutSettingInput) -> Response:
-            context.store.bucket(context.tenant.name, input.bucket)
+            context.store.buckets.get(context.tenant.name, input.bucket)
             content = await input.document.read_all(self.max_nbytes)
             text = await asyncio.to_thread(self.parse, content, context.tenant.name, input.bucket)
-            await context.store.set_bucket_setting(context.tenant.name, input.bucket, self.name, text)
+            await context.store.buckets.set(context.tenant.name, input.bucket, self.name, text)
             return Response(status)
 
         return Operation(name, PutSettingInput.parse, carry_out, action=action)
@@ -87,7 +87,7 @@ class BucketSetting:
         """The operation that removes the document; that there was none is no error."""
 
         async def carry_out(context: Context, input: BucketInput) -> Response:
-            await context.store.set_bucket_setting(context.tenant.name, input.bucket, self.name, None)
+            await context.store.buckets.set(context.tenant.name, input.bucket, self.name, None)
             return Response(204)
 
         return Operation(name, BucketInput.parse, carry_out, action=action)

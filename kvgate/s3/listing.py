@@ -51,7 +51,7 @@ class Page:
     def fetch(self, store: Store, tenant: str, bucket: str, after: str) -> Listing | None:
         """The entries after `after`; None when none are wanted. Raises NoSuchBucket."""
         if not self.max_keys:
-            store.bucket(tenant, bucket)
+            store.buckets.get(tenant, bucket)
             return None
         return store.list(
             tenant, bucket, prefix=self.prefix, delimiter=self.delimiter, after=after, limit=self.max_keys

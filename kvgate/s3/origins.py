@@ -60,7 +60,7 @@ class Origins:
 
     def _rules(self, owner: Tenant, bucket: str) -> tuple[CorsRule, ...]:
         try:
-            document = self._store.bucket(owner.name, bucket).settings.get(SETTING)
+            document = self._store.buckets.get(owner.name, bucket).settings.get(SETTING)
         except NoSuchBucket:
             return ()
         return _parsed(document) if document else ()

@@ -4,7 +4,7 @@ Lookup, quota, eviction and placement are decided synchronously on the event loo
 holds up another request. A name means something only together with its tenant: nothing here can be reached from one
 tenant's credential that belongs to another's.
 
-`Store.multipart` holds what is uploaded in parts.
+`Store.buckets` holds the buckets, `Store.multipart` what is uploaded in parts.
 """
 
 from __future__ import annotations
@@ -15,23 +15,22 @@ import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from kvgate import plugins
 from kvgate.auth.tenants import Tenant
-from kvgate.chunk.key import ChunkKey, ManifestKey, check_bucket
+from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
-from kvgate.errors import BucketNotEmpty, InvalidManifest, NoSuchKey, TooManyBuckets, UnknownSpace
+from kvgate.errors import InvalidManifest, NoSuchKey, UnknownSpace
 from kvgate.metrics import Metrics
+from kvgate.store.buckets import Buckets
 from kvgate.store.catalog import Catalog
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import Copies
 from kvgate.store.expiry import Expiry
 from kvgate.store.foreign import ForeignClients
-from kvgate.store.index import Bucket, Entry, Index, Listing
+from kvgate.store.index import Entry, Index, Listing
 from kvgate.store.leases import LeaseTable
 from kvgate.store.multipart import Multipart
 from kvgate.store.placement import Placement
@@ -64,7 +63,6 @@ class Store:
     ) -> None:
         self._config = config
         self._metrics = metrics
-        self._catalog = catalog
         self._index = Index()
         self._quota = Quota()
         self._spaces = Spaces()
@@ -93,57 +91,7 @@ class Store:
             config=config,
             clock=time.time,
         )
-        self._catalog_thread = ThreadPoolExecutor(1, thread_name_prefix="kvgate-catalog")  # one, so in order
-
-    # --- buckets ------------------------------------------------------------------------------------------------------
-
-    def buckets(self, tenant: str) -> list[Bucket]:
-        """The tenant's buckets by name."""
-        return self._index.buckets(tenant)
-
-    def bucket(self, tenant: str, bucket: str) -> Bucket:
-        """One of the tenant's buckets. Raises NoSuchBucket."""
-        return self._index.bucket(tenant, bucket)
-
-    async def create_bucket(self, tenant: Tenant, bucket: str) -> bool:
-        """Make a bucket, which survives a restart; False when the tenant has it.
-
-        Raises InvalidBucketName, TooManyBuckets.
-        """
-        check_bucket(bucket)
-        if any(known.name == bucket for known in self.buckets(tenant.name)):
-            return False
-        if len(self.buckets(tenant.name)) >= tenant.max_buckets:
-            raise TooManyBuckets(f"this tenant may have {tenant.max_buckets} buckets (max_buckets)")
-        self._index.add_bucket(tenant.name, Bucket(bucket, _now_ms()))
-        await self._save_catalog()
-        return True
-
-    async def delete_bucket(self, tenant: str, bucket: str) -> None:
-        """Delete an empty bucket, and the multipart uploads into it. Raises NoSuchBucket, BucketNotEmpty."""
-        if self._index.objects(tenant, bucket):
-            raise BucketNotEmpty(f"bucket {bucket!r} still holds objects; delete them first")
-        uploads = self.multipart.uploads(tenant, bucket)
-        self._index.remove_bucket(tenant, bucket)
-        await self._save_catalog()
-        for upload in uploads:
-            await self.multipart.abort(upload)
-
-    async def set_bucket_setting(self, tenant: str, bucket: str, name: str, document: str | None) -> None:
-        """Set one of a bucket's documents, or remove it, so that this survives a restart. Raises NoSuchBucket.
-
-        What a document says is for those who read it.
-        """
-        before = self._index.bucket(tenant, bucket)
-        settings = {**before.settings, name: document}
-        after = replace(before, settings={name: text for name, text in settings.items() if text is not None})
-        self._index.replace_bucket(tenant, after)
-        try:
-            await self._save_catalog()
-        except BaseException:
-            if self._index.all_buckets().get((tenant, bucket)) is after:
-                self._index.replace_bucket(tenant, before)
-            raise
+        self.buckets = Buckets(self._index, catalog, self.multipart)
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -274,7 +222,9 @@ class Store:
         usages = [residents.usage(tenant.name) for residents in placement.copies.residents]
         asked, found = self._matched.get(tenant.name, (0, 0))
         return TenantStats(
-            objects=sum(len(self._index.objects(tenant.name, bucket.name)) for bucket in self.buckets(tenant.name)),
+            objects=sum(
+                len(self._index.objects(tenant.name, bucket.name)) for bucket in self.buckets.list(tenant.name)
+            ),
             nbytes=self._quota.used(tenant.name),
             quota_nbytes=tenant.quota_nbytes,
             tiers={tier.name: TierUsage(*usage) for tier, usage in zip(placement.copies.tiers, usages, strict=True)},
@@ -304,11 +254,7 @@ class Store:
     async def load(self, tenants: Iterable[Tenant]) -> None:
         """Open the tiers and find what survived; make the buckets of the configuration."""
         began = time.monotonic()
-        for (owner, _), bucket in self._catalog.load().items():
-            self._index.add_bucket(owner, bucket)
-        for tenant in tenants:
-            for name in tenant.buckets:
-                self._index.add_bucket(tenant.name, Bucket(name, _now_ms()))
+        self.buckets.load(tenants)
         gc.disable()  # nothing of what is made here is garbage, and to look for it takes half the time
         try:
             survivors = Survivors(len(self._placement.copies.tiers))
@@ -337,7 +283,7 @@ class Store:
         await self._placement.copies.wait_for_background()
         for tier in self._placement.copies.tiers:
             await tier.close()
-        self._catalog_thread.shutdown()
+        self.buckets.close()
 
     async def _expire_forever(self) -> None:
         while True:
@@ -424,10 +370,6 @@ class Store:
             self._placement.room.evict_objects(tenant.name, excess, _is_idle_chunk)
         self._quota.take(tenant.name, tenant.quota_nbytes, nbytes)
 
-    async def _save_catalog(self) -> None:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._catalog_thread, self._catalog.save, self._index.all_buckets())
-
 
 @contextlib.asynccontextmanager
 async def open_store(
@@ -457,7 +399,3 @@ async def open_store(
 
 def _is_idle_chunk(entry: Entry) -> bool:
     return entry.leases == 0 and not entry.pinned and entry.record.key.startswith("kv/")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

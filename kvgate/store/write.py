@@ -208,7 +208,8 @@ class Write:
         """Go on through a window into the first lower tier, with what has been received so far."""
         placement, tenant = self._placement, self._tenant.name
         if not placement.copies.lower_ranks:
-            if (self._declared_nbytes or self._filled) >= placement.copies.memory.limit():
+            needed = self._filled + 1 if self._declared_nbytes is None else self._declared_nbytes
+            if needed > placement.copies.memory.limit():
                 raise ObjectTooLarge(
                     f"memory has {placement.copies.memory.limit()} bytes in all, and there is no disk tier"
                 )

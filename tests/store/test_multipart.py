@@ -287,10 +287,10 @@ async def test_stale_uploads_are_given_up(open_test_store: OpenStore) -> None:
 async def test_a_deleted_bucket_takes_its_uploads_with_it(open_test_store: OpenStore) -> None:
     async with open_test_store() as opened:
         upload, listed = await send_all(opened, [b"part"])
-        await opened.store.delete_bucket("alpha", "bucket")
+        await opened.store.buckets.delete("alpha", "bucket")
         with pytest.raises(NoSuchBucket):
             await complete(opened, upload, listed)
-        await opened.store.create_bucket(ALPHA, "bucket")
+        await opened.store.buckets.create(ALPHA, "bucket")
         with pytest.raises(NoSuchUpload):
             await complete(opened, upload, listed)
         assert opened.store.stats(ALPHA).nbytes == 0
@@ -360,7 +360,7 @@ async def test_uploads_belong_to_tenant_bucket_and_key(open_test_store: OpenStor
     async with open_test_store() as opened:
         upload = await begin(opened)
         multipart = opened.store.multipart
-        await opened.store.create_bucket(ALPHA, "other")
+        await opened.store.buckets.create(ALPHA, "other")
         for tenant, bucket, key in [("beta", "bucket", "k"), ("alpha", "other", "k"), ("alpha", "bucket", "l")]:
             with pytest.raises(NoSuchUpload):
                 multipart.get(tenant, bucket, key, upload.id)
@@ -375,16 +375,16 @@ async def test_the_bucket_of_uploads_is_never_seen(open_test_store: OpenStore, t
         async with open_test_store(tenants=(few,)) as opened:
             await send_all(opened, [b"part"], tenant=few)
             store = opened.store
-            assert "_uploads" not in [bucket.name for bucket in store.buckets("few")]
+            assert "_uploads" not in [bucket.name for bucket in store.buckets.list("few")]
             with pytest.raises(NoSuchBucket):
-                store.bucket("few", UPLOADS)
+                store.buckets.get("few", UPLOADS)
             with pytest.raises(NoSuchBucket):
                 store.match("few", UPLOADS, "ab" * 32, [bytes(32)], 30.0)
             with pytest.raises(NoSuchBucket):
                 await store.open_write(few, UPLOADS, "k", 1)
-            await store.create_bucket(few, "second")
+            await store.buckets.create(few, "second")
             with pytest.raises(TooManyBuckets):
-                await store.create_bucket(few, "third")
+                await store.buckets.create(few, "third")
             assert store.stats(few).objects == 0
     catalog = json.loads((tmp_path / "disk" / "buckets.json").read_text())
     assert [row["bucket"] for row in catalog["buckets"]] == ["bucket", "second"]
@@ -461,7 +461,7 @@ async def test_keys_are_checked_before_a_byte_is_sent(open_test_store: OpenStore
                 await begin(opened, key)
         with pytest.raises(NoSuchBucket):
             await opened.store.multipart.create(ALPHA, "never", "k", {})
-        assert opened.store.buckets("alpha")[0].name == "bucket"
+        assert opened.store.buckets.list("alpha")[0].name == "bucket"
 
 
 async def test_a_chunk_in_parts_is_held_to_the_rules_of_chunks(open_test_store: OpenStore) -> None:

@@ -339,16 +339,16 @@ async def test_flood_of_one_tenant_evicts_its_own_objects_first(open_test_store:
 
 async def test_buckets_survive_a_restart(open_test_store: OpenStore) -> None:
     async with open_test_store() as opened:
-        assert await opened.store.create_bucket(ALPHA, "made-here")
-        assert not await opened.store.create_bucket(ALPHA, "made-here")
-        assert await opened.store.create_bucket(ALPHA, "deleted")
-        await opened.store.delete_bucket("alpha", "deleted")
-        created_ms = opened.store.bucket("alpha", "made-here").created_ms
+        assert await opened.store.buckets.create(ALPHA, "made-here")
+        assert not await opened.store.buckets.create(ALPHA, "made-here")
+        assert await opened.store.buckets.create(ALPHA, "deleted")
+        await opened.store.buckets.delete("alpha", "deleted")
+        created_ms = opened.store.buckets.get("alpha", "made-here").created_ms
     async with open_test_store() as opened:
-        assert [bucket.name for bucket in opened.store.buckets("alpha")] == ["bucket", "made-here"]
-        assert opened.store.bucket("alpha", "made-here").created_ms == created_ms
+        assert [bucket.name for bucket in opened.store.buckets.list("alpha")] == ["bucket", "made-here"]
+        assert opened.store.buckets.get("alpha", "made-here").created_ms == created_ms
         with pytest.raises(NoSuchBucket):
-            opened.store.bucket("beta", "made-here")
+            opened.store.buckets.get("beta", "made-here")
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b'{"buckets": [1]}', b'{"buckets": [{"tenant": "alpha"}]}', b"\xff"])
@@ -356,13 +356,13 @@ async def test_unreadable_list_of_buckets_is_set_aside(
     open_test_store: OpenStore, tmp_path: Path, damage: bytes
 ) -> None:
     async with open_test_store() as opened:
-        await opened.store.create_bucket(ALPHA, "made-here")
+        await opened.store.buckets.create(ALPHA, "made-here")
         async with await opened.store.open_write(ALPHA, "made-here", "k", 0) as write:
             await write.commit({})
-        await opened.store.create_bucket(ALPHA, "empty")
+        await opened.store.buckets.create(ALPHA, "empty")
     (tmp_path / "disk" / "buckets.json").write_bytes(damage)
     async with open_test_store() as opened:
-        assert [bucket.name for bucket in opened.store.buckets("alpha")] == ["bucket", "made-here"]
+        assert [bucket.name for bucket in opened.store.buckets.list("alpha")] == ["bucket", "made-here"]
         assert (tmp_path / "disk" / "buckets.unreadable").read_bytes() == damage
 
 
@@ -371,10 +371,10 @@ async def test_bucket_limits(open_test_store: OpenStore) -> None:
     async with open_test_store(tenants=(few,)) as opened:
         await opened.put("k", b"", tenant=few)
         with pytest.raises(BucketNotEmpty):
-            await opened.store.delete_bucket("few", "bucket")
-        await opened.store.create_bucket(few, "second")
+            await opened.store.buckets.delete("few", "bucket")
+        await opened.store.buckets.create(few, "second")
         with pytest.raises(TooManyBuckets):
-            await opened.store.create_bucket(few, "third")
+            await opened.store.buckets.create(few, "third")
 
 
 # --- leases -----------------------------------------------------------------------------------------------------------

@@ -20,14 +20,14 @@ from kvgate.s3.xml import document
 async def get_bucket_acl(context: Context, input: BucketInput) -> Response:
     """The grants of a bucket. Raises NoSuchBucket."""
     owner = context.tenant.name
-    acl = context.store.bucket(owner, input.bucket).settings.get(BUCKET_ACL, PRIVATE)
+    acl = context.store.buckets.get(owner, input.bucket).settings.get(BUCKET_ACL, PRIVATE)
     body = document("AccessControlPolicy", access_control_policy(owner, acl))
     return Response(headers={"Content-Type": "application/xml"}, body=body)
 
 
 async def put_bucket_acl(context: Context, input: PutAclInput) -> Response:
     """Set the ACL of a bucket. Raises NoSuchBucket."""
-    context.store.bucket(context.tenant.name, input.bucket)
+    context.store.buckets.get(context.tenant.name, input.bucket)
     await set_bucket_acl(context, input.bucket, await input.acl(context.tenant.name))
     return Response()
 

@@ -38,7 +38,7 @@ async def create_bucket(context: Context, input: CreateBucketInput) -> Response:
         content = await input.configuration.read_all(_MAX_BODY_NBYTES)
         if content:
             parse(content, "CreateBucketConfiguration")
-    await context.store.create_bucket(context.tenant, input.bucket)
+    await context.store.buckets.create(context.tenant, input.bucket)
     if input.acl:
         await set_bucket_acl(context, input.bucket, input.acl)
     return Response(headers={"Location": f"/{input.bucket}"})

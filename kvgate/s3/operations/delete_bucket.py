@@ -20,7 +20,7 @@ class DeleteBucketInput:
 
 async def delete_bucket(context: Context, input: DeleteBucketInput) -> Response:
     """Remove an empty bucket. Raises NoSuchBucket, BucketNotEmpty."""
-    await context.store.delete_bucket(context.tenant.name, input.bucket)
+    await context.store.buckets.delete(context.tenant.name, input.bucket)
     return Response(204)
 
 

@@ -56,7 +56,7 @@ async def delete_objects(context: Context, input: DeleteObjectsInput) -> Respons
     """Delete up to 1,000 keys, each on its own: one that fails is reported and does not stop the others."""
     content = await input.deletions.read_all(MAX_BODY_NBYTES)
     deletions, quiet = await asyncio.to_thread(parse_deletions, content)
-    context.store.bucket(context.tenant.name, input.bucket)
+    context.store.buckets.get(context.tenant.name, input.bucket)
     entries: list[Entry] = []
     for deletion in deletions:
         try:

@@ -21,7 +21,7 @@ class GetBucketLocationInput:
 
 async def get_bucket_location(context: Context, input: GetBucketLocationInput) -> Response:
     """The gateway's region; us-east-1 is written as nothing, as S3 does. Raises NoSuchBucket."""
-    context.store.bucket(context.tenant.name, input.bucket)
+    context.store.buckets.get(context.tenant.name, input.bucket)
     body = document("LocationConstraint", "" if context.region == "us-east-1" else context.region)
     return Response(headers={"Content-Type": "application/xml"}, body=body)
 

@@ -10,7 +10,7 @@ from kvgate.s3.xml import document
 
 async def get_bucket_versioning(context: Context, input: BucketInput) -> Response:
     """That versioning has never been enabled, which S3 says with an empty document. Raises NoSuchBucket."""
-    context.store.bucket(context.tenant.name, input.bucket)
+    context.store.buckets.get(context.tenant.name, input.bucket)
     return Response(headers={"Content-Type": "application/xml"}, body=document("VersioningConfiguration", ""))
 
 

@@ -20,7 +20,7 @@ class HeadBucketInput:
 
 async def head_bucket(context: Context, input: HeadBucketInput) -> Response:
     """That the bucket exists, and its region. Raises NoSuchBucket."""
-    context.store.bucket(context.tenant.name, input.bucket)
+    context.store.buckets.get(context.tenant.name, input.bucket)
     return Response(headers={"x-amz-bucket-region": context.region})
 
 

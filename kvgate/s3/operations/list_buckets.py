@@ -33,7 +33,7 @@ class ListBucketsInput:
 
 async def list_buckets(context: Context, input: ListBucketsInput) -> Response:
     """The tenant's own buckets, by name; other tenants' are not seen."""
-    buckets = sorted(context.store.buckets(context.tenant.name), key=lambda bucket: bucket.name)
+    buckets = sorted(context.store.buckets.list(context.tenant.name), key=lambda bucket: bucket.name)
     found = [bucket for bucket in buckets if bucket.name.startswith(input.prefix) and bucket.name > input.after]
     page = found[: input.max_buckets]
     entries: list[Entry] = [
