@@ -91,7 +91,7 @@ def test_a_connection_goes_on_after_an_error_that_left_the_body_unread(peer: Pee
         ("/no-such-bucket/k", {}, 404),
         (f"{BUCKET}/k", {"x-amz-storage-class": "GLACIER"}, 501),
         (f"{BUCKET}/kv/nonsense", {}, 400),
-        (f"{BUCKET}/k", {"if-match": '"nothing"'}, 404),
+        (f"{BUCKET}/never-stored", {"if-match": '"nothing"'}, 404),
     ):
         assert put(peer, path, body, **headers) == status
     assert put(peer, f"{BUCKET}/after-errors", b"fine") == 200
