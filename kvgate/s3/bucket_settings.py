@@ -10,18 +10,7 @@ from kvgate.errors import KVGateError
 from kvgate.messages import Response
 from kvgate.s3.body import PayloadReader
 from kvgate.s3.call import Call
-from kvgate.s3.operations.base import Context, Operation
-
-
-@dataclass(frozen=True, slots=True)
-class BucketInput:
-    """A request on a bucket that says nothing else."""
-
-    bucket: str
-
-    @classmethod
-    def parse(cls, call: Call) -> BucketInput:
-        return cls(call.bucket)
+from kvgate.s3.operations.base import BucketInput, Context, Operation
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,3 +61,14 @@ class Operation(Generic[Input]):
         """Parse, then carry out. Raises NoSuchVersion where another version is asked for than the one there is."""
         check_version(call.query)
         return await self.carry_out(context, self.parse(call))
+
+
+@dataclass(frozen=True, slots=True)
+class BucketInput:
+    """A request on a bucket that says nothing else."""
+
+    bucket: str
+
+    @classmethod
+    def parse(cls, call: Call) -> BucketInput:
+        return cls(call.bucket)

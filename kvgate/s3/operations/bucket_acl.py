@@ -11,8 +11,7 @@ from kvgate.messages import Response
 from kvgate.s3.access import BUCKET_ACL
 from kvgate.s3.acl_request import PutAclInput, set_bucket_acl
 from kvgate.s3.acl_xml import access_control_policy
-from kvgate.s3.bucket_settings import BucketInput
-from kvgate.s3.operations.base import Context, Operation
+from kvgate.s3.operations.base import BucketInput, Context, Operation
 from kvgate.s3.representation import ACL
 from kvgate.s3.xml import document
 

@@ -10,8 +10,8 @@ from kvgate.auth.policy import MAX_POLICY_NBYTES, Policy
 from kvgate.errors import NoSuchBucketPolicy
 from kvgate.messages import Response
 from kvgate.s3.access import policy_of
-from kvgate.s3.bucket_settings import BucketInput, BucketSetting
-from kvgate.s3.operations.base import Context, Operation
+from kvgate.s3.bucket_settings import BucketSetting
+from kvgate.s3.operations.base import BucketInput, Context, Operation
 from kvgate.s3.xml import document
 
 

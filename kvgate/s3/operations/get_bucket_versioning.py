@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from kvgate.messages import Response
-from kvgate.s3.bucket_settings import BucketInput
-from kvgate.s3.operations.base import Context, Operation
+from kvgate.s3.operations.base import BucketInput, Context, Operation
 from kvgate.s3.xml import document
 
 
