@@ -75,11 +75,12 @@ class S3:
             caller, call = await open_form(self._authenticator, call)
         elif is_signed(request):
             identity = self._authenticator.authenticate(request)
-            caller, call = identity.tenant, replace(call, payload_form=identity.payload)
+            caller, call = identity.tenant, Call(plain, target, identity.payload)
         access = Access(self._store, self._tenants, caller, self._unsigned)
         owner, bucket = access.resolve(target.bucket)
         answer.headers = self._origins.headers(request, owner, bucket)
-        call = replace(call, target=replace(call.target, bucket=bucket))
+        if bucket != target.bucket:
+            call = replace(call, target=replace(call.target, bucket=bucket))
         expected = plain.headers.get("x-amz-expected-bucket-owner")
         if expected not in ("", owner.name):
             raise AccessDenied("the bucket is not of the owner that x-amz-expected-bucket-owner names")
