@@ -13,12 +13,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from kvgate.auth.acl import PRIVATE, grants_read
+from kvgate.auth.actions import OBJECT_ACTIONS
 from kvgate.auth.policy import Effect, Policy
 from kvgate.auth.tenants import Tenant, Tenants
 from kvgate.chunk.key import split_owner
 from kvgate.errors import AccessDenied, NoSuchBucket, NoSuchKey
 from kvgate.s3.representation import ACL, TAGGING
 from kvgate.s3.tagging import decode_tags
+from kvgate.s3.versions import PARAMETER as VERSION
 
 if TYPE_CHECKING:
     from kvgate.store.store import Store
@@ -59,6 +61,7 @@ class Access:
         """Raises AccessDenied unless the caller may do `action` with the object, or with the bucket if `key` is empty.
 
         action: as policies name it, such as s3:GetObject
+        query:  of the request; one that names a version needs the action on versions too, such as s3:GetObjectVersion
         """
         if not self._may(owner, bucket, key, action, query):
             raise _refusal(self.caller)
@@ -80,10 +83,11 @@ class Access:
             caller = self.caller.name if self.caller else None
             context = {f"s3:{name}": query[name] for name in ("prefix", "delimiter") if name in query}
             context |= {f"s3:ExistingObjectTag/{name}": tag for name, tag in self._tags(owner, bucket, key).items()}
-            effect = policy_of(settings["policy"], owner.name, bucket).effect(caller, action, key, context)
-            if effect is Effect.DENY:
+            policy = policy_of(settings["policy"], owner.name, bucket)
+            effects = [policy.effect(caller, each, key, context) for each in _actions(action, query)]
+            if Effect.DENY in effects:
                 return is_owner and action in _MENDED_BY_OWNER
-            if effect is Effect.ALLOW:
+            if all(effect is Effect.ALLOW for effect in effects):
                 return True
         return is_owner or self._acl_grants(owner, bucket, key, action, settings.get(BUCKET_ACL, PRIVATE))
 
@@ -107,6 +111,12 @@ class Access:
             return self._store.stat(owner.name, bucket, key)
         except NoSuchKey:
             return None
+
+
+def _actions(action: str, query: Mapping[str, str]) -> list[str]:
+    """An action, and if the request names a version, the same action on versions."""
+    on_version = action.replace("Object", "ObjectVersion", 1)
+    return [action, on_version] if VERSION in query and on_version in OBJECT_ACTIONS else [action]
 
 
 @functools.lru_cache(maxsize=1024)

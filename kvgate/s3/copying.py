@@ -5,6 +5,7 @@ https://docs.aws.amazon.com/AmazonS3/latest/API/API_CopyObject.html
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,10 +37,12 @@ class CopySource:
     """What is to be copied, and under which conditions.
 
     bucket: as the caller names it, which may be with its owner
+    query:  of the source; empty unless it names a version
     """
 
     bucket: str
     key: str
+    query: Mapping[str, str]
     conditions: Conditions
     expected_owner: str
 
@@ -63,7 +66,7 @@ class CopySource:
         if query.keys() - {PARAMETER}:
             raise InvalidArgument(f"{COPY_SOURCE} may be followed by ?{PARAMETER}= only; a '?' of the key is %3F")
         check_version(query)
-        return cls(bucket, key, Conditions.parse_copy_source(headers), headers.get(_EXPECTED_OWNER))
+        return cls(bucket, key, query, Conditions.parse_copy_source(headers), headers.get(_EXPECTED_OWNER))
 
     def open(self, context: Context) -> Read:
         """A lease on the source, to be closed. Raises AccessDenied, NoSuchBucket, NoSuchKey, PreconditionFailed."""
@@ -71,7 +74,7 @@ class CopySource:
         owner, bucket = access.resolve(self.bucket)
         if self.expected_owner not in ("", owner.name):
             raise AccessDenied(f"the bucket of the source is not of the owner that {_EXPECTED_OWNER} names")
-        access.check(owner, bucket, self.key, "s3:GetObject", {})
+        access.check(owner, bucket, self.key, "s3:GetObject", self.query)
         try:
             read = context.store.open_read(owner.name, bucket, self.key)
         except (NoSuchBucket, NoSuchKey) as error:
@@ -86,7 +89,7 @@ class CopySource:
     def check_tags(self, context: Context) -> None:
         """Raises AccessDenied unless the caller may read the tags of the source."""
         owner, bucket = context.access.resolve(self.bucket)
-        context.access.check(owner, bucket, self.key, "s3:GetObjectTagging", {})
+        context.access.check(owner, bucket, self.key, "s3:GetObjectTagging", self.query)
 
 
 def checksum_algorithm(source: Record) -> str:

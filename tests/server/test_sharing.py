@@ -114,6 +114,34 @@ def test_what_is_denied_to_all_is_denied_to_the_owner(shared: RunningGateway) ->
     assert alpha.get_bucket_policy_status(Bucket=OWN)["PolicyStatus"]["IsPublic"] is True
 
 
+def test_requests_that_name_the_version_need_the_action_on_versions(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    gateway = start_gateway()
+    alpha, beta = s3_client(gateway, ALPHA), s3_client(gateway, BETA)
+    alpha.put_object(Bucket=OWN, Key="k", Body=b"body")
+    null = {"Bucket": NAMED, "Key": "k", "VersionId": "null"}
+    copy = {"Bucket": "beta-bucket", "Key": "copy", "CopySource": {"Bucket": NAMED, "Key": "k", "VersionId": "null"}}
+
+    def allow(*actions: str) -> None:
+        statements = [statement("beta", action, "*") for action in actions]
+        alpha.put_bucket_policy(Bucket=OWN, Policy=json.dumps({"Version": "2012-10-17", "Statement": statements}))
+
+    allow("s3:GetObject")
+    assert read(beta, "k") == b"body"
+    for call, arguments in ((beta.get_object, null), (beta.copy_object, copy)):
+        assert refused(call, **arguments) == ("AccessDenied", 403)
+    allow("s3:GetObject", "s3:GetObjectVersion")
+    assert beta.get_object(**null)["Body"].read() == b"body"
+    assert beta.copy_object(**copy)["ResponseMetadata"]["HTTPStatusCode"] == 200
+    deny = {**statement("*", "s3:DeleteObjectVersion", "*"), "Effect": "Deny"}
+    alpha.put_bucket_policy(Bucket=OWN, Policy=json.dumps({"Version": "2012-10-17", "Statement": [deny]}))
+    answer = alpha.delete_objects(Bucket=OWN, Delete={"Objects": [{"Key": "k", "VersionId": "null"}]})
+    assert [error["Code"] for error in answer["Errors"]] == ["AccessDenied"]
+    assert refused(alpha.delete_object, **(null | {"Bucket": OWN})) == ("AccessDenied", 403)
+    alpha.delete_object(Bucket=OWN, Key="k")
+
+
 def test_a_policy_survives_a_restart_and_goes_with_its_bucket(start_gateway: Callable[..., RunningGateway]) -> None:
     gateway = start_gateway()
     alpha, beta = s3_client(gateway, ALPHA), s3_client(gateway, BETA)

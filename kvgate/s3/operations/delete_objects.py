@@ -63,9 +63,9 @@ async def delete_objects(context: Context, input: DeleteObjectsInput) -> Respons
             if deletion.unsupported:
                 raise UnsupportedOperation(f"{deletion.unsupported} of an object to delete is not offered")
             await asyncio.sleep(0)
-            context.access.check(context.tenant, input.bucket, deletion.key, "s3:DeleteObject", {})
-            if deletion.version:
-                check_version({PARAMETER: deletion.version})
+            query = {PARAMETER: deletion.version} if deletion.version else {}
+            context.access.check(context.tenant, input.bucket, deletion.key, "s3:DeleteObject", query)
+            check_version(query)
             await context.store.delete(context.tenant.name, input.bucket, deletion.key, deletion.conditions.for_write())
         except NoSuchBucket:
             raise
