@@ -28,8 +28,7 @@ class PutAclInput:
     def parse(cls, call: Call) -> PutAclInput:
         """Raises InvalidArgument, UnsupportedOperation, and what PayloadReader raises."""
         canned = parse_canned_acl(call.headers.get(ACL)) if ACL in call.headers else ""
-        has_body = call.headers.get("content-length", "0") != "0" or "transfer-encoding" in call.headers
-        return cls(call.bucket, call.key, canned, call.payload() if has_body else None)
+        return cls(call.bucket, call.key, canned, call.payload() if call.has_body else None)
 
     async def acl(self, owner: str) -> str:
         """The canned ACL asked for. Raises MalformedXML, UnsupportedOperation, or InvalidRequest for none or two."""

@@ -35,6 +35,11 @@ class Call:
     def headers(self) -> Headers:
         return self.request.headers
 
+    @property
+    def has_body(self) -> bool:
+        """Whether a body comes with the request, as far as its headers say."""
+        return self.headers.get("content-length", "0") != "0" or "transfer-encoding" in self.headers
+
     def payload(self) -> PayloadReader:
         """The verified body; to be asked for once. Raises what PayloadReader raises."""
         return PayloadReader(self.request, self.payload_form)

@@ -28,8 +28,7 @@ class CreateBucketInput:
     def parse(cls, call: Call) -> CreateBucketInput:
         """Raises InvalidArgument, UnsupportedOperation."""
         acl = parse_canned_acl(call.headers.get(ACL)) if ACL in call.headers else ""
-        has_body = call.headers.get("content-length", "0") != "0" or "transfer-encoding" in call.headers
-        return cls(call.bucket, acl, call.payload() if has_body else None)
+        return cls(call.bucket, acl, call.payload() if call.has_body else None)
 
 
 async def create_bucket(context: Context, input: CreateBucketInput) -> Response:
