@@ -26,7 +26,7 @@ from kvgate.config import KiB, MiB, Seconds, Secret, Size
 from kvgate.errors import IncompleteBody, KVGateError
 from kvgate.kvapi.api import KVApi
 from kvgate.kvapi.config import KVApiConfig
-from kvgate.messages import Headers, Request, Response
+from kvgate.messages import Headers, Request, Response, views
 from kvgate.metrics import Metrics
 from kvgate.s3.api import S3
 from kvgate.store.config import StoreConfig
@@ -218,7 +218,7 @@ async def _content(response: Response) -> bytes:
         return response.body
     with contextlib.closing(response.body):
         try:
-            content = b"".join([bytes(view) async for view in response.body.views()])
+            content = b"".join([bytes(view) async for view in views(response.body)])
         except KVGateError as error:
             raise Broken(f"a body is broken off: {error}") from error
         must(len(content) == response.body.nbytes, "a body of another length than announced")

@@ -6,7 +6,7 @@ exactly these. Header names are lower case.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -38,6 +38,10 @@ class Headers:
         return name in self._items
 
 
+Consume = Callable[[memoryview], None]
+"""Takes the next bytes of a body, once: a view that is valid during the call. May be called in any one thread."""
+
+
 class RequestBody(Protocol):
     """The payload of a request, as it arrives."""
 
@@ -46,6 +50,36 @@ class RequestBody(Protocol):
 
         Raises IncompleteBody when the peer goes away before the promised length.
         """
+
+
+class ScatteredBody(RequestBody, Protocol):
+    """A body whose bytes can be received into many places at once, off the event loop."""
+
+    async def fill(self, views: Sequence[memoryview], consume: Consume) -> int:
+        """Fill `views`, one after the other, with the next bytes and return how many: fewer only at the end.
+
+        Each piece is shown to `consume` as it has arrived, in order. When this returns, raises or is cancelled, nobody
+        touches the views any more. Raises IncompleteBody, and what `consume` raises.
+        """
+
+
+async def fill(body: RequestBody, views: Sequence[memoryview], consume: Consume) -> int:
+    """`ScatteredBody.fill` of any body."""
+    scatter = getattr(body, "fill", None)
+    if scatter is not None:
+        filled: int = await scatter(views, consume)
+        return filled
+    total = 0
+    for view in views:
+        done = 0
+        while done < len(view):
+            received = await body.readinto(view[done:])
+            if not received:
+                return total
+            consume(view[done : done + received])
+            done += received
+            total += received
+    return total
 
 
 class EmptyBody:
@@ -77,11 +111,22 @@ class ResponseBody(Protocol):
 
     nbytes: int
 
-    def views(self) -> AsyncIterator[memoryview]:
-        """The bytes in order. Each view is valid until the next one is asked for or the body is closed."""
+    def batches(self) -> AsyncIterator[Sequence[memoryview]]:
+        """The bytes in order, as many at once as there are. A batch is valid until the next is asked for, or `close`.
+
+        May be sent in another thread meanwhile; whoever closes the body has ended that first.
+        """
 
     def close(self) -> None:
         """Give back what the body holds. May be called twice; must be called once."""
+
+
+async def views(body: ResponseBody, most_nbytes: int = 1 << 20) -> AsyncIterator[memoryview]:
+    """The bytes of a body one after the other, in views of at most `most_nbytes`."""
+    async for batch in body.batches():
+        for view in batch:
+            for start in range(0, len(view), most_nbytes):
+                yield view[start : start + most_nbytes]
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from kvgate.messages import ResponseBody
 from kvgate.s3.body import HASH_IN_THREAD_NBYTES, update_in_threads
@@ -10,21 +10,22 @@ from kvgate.s3.checksums import Checksum
 
 
 class DigestedBody:
-    """Another body, every view of which is added to `checksum` before it is given on."""
+    """Another body, every batch of which is added to `checksum` before it is given on."""
 
     def __init__(self, body: ResponseBody, checksum: Checksum) -> None:
         self.nbytes = body.nbytes
         self._body = body
         self._checksum = checksum
 
-    async def views(self) -> AsyncIterator[memoryview]:
+    async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
         """See ResponseBody. A slow hash works in a thread, which has ended when this goes on, fails or is cancelled."""
-        async for view in self._body.views():
-            if self._checksum.inline or len(view) <= HASH_IN_THREAD_NBYTES:
-                self._checksum.update(view)
-            else:
-                await update_in_threads([self._checksum.update], [], view)
-            yield view
+        async for batch in self._body.batches():
+            for view in batch:
+                if self._checksum.inline or len(view) <= HASH_IN_THREAD_NBYTES:
+                    self._checksum.update(view)
+                else:
+                    await update_in_threads([self._checksum.update], [], view)
+            yield batch
 
     def close(self) -> None:
         """See ResponseBody."""

@@ -21,7 +21,7 @@ from aiohttp.client_exceptions import ClientPayloadError
 from aiohttp.web_protocol import RequestHandler
 
 from kvgate.errors import HeadersTooLarge, IncompleteBody, InvalidRequest, KVGateError
-from kvgate.messages import Headers, Request, Response
+from kvgate.messages import Headers, Request, Response, views
 from kvgate.metrics import Metrics
 from kvgate.server.config import ListenConfig
 
@@ -134,7 +134,7 @@ class Front(web.Server):
             return outgoing
         try:
             await outgoing.prepare(incoming)
-            async for view in content.views():
+            async for view in views(content):
                 async with asyncio.timeout(self._body_timeout_s):
                     await outgoing.write(view)
                     await incoming._payload_writer.drain()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 
 from kvgate.errors import CorruptCopy, NoSuchKey, NotInTier, TierError
@@ -16,7 +16,6 @@ from kvgate.store.index import Entry
 from kvgate.store.placement import Placement
 from kvgate.tiers.base import Copy, Record
 
-_SLICE_NBYTES = 1 << 20
 _PROMOTE_SHARE = 2
 """A read of at least a half of an object brings it to memory; a smaller one is served from where it lies."""
 
@@ -110,11 +109,9 @@ class LeasedBody:
         self._lease = lease
         self._start, self._stop = start, stop
 
-    async def views(self) -> AsyncIterator[memoryview]:
+    async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
         """See ResponseBody."""
-        for view in self._lease.slices(self._start, self._stop):
-            for begin in range(0, len(view), _SLICE_NBYTES):
-                yield view[begin : begin + _SLICE_NBYTES]
+        yield self._lease.slices(self._start, self._stop)
 
     def close(self) -> None:
         """See ResponseBody."""
@@ -128,7 +125,7 @@ class TierBody:
     """Bytes that stream from a lower tier through one window of memory.
 
     Every block is verified before the first byte is sent, so that a bad copy is a miss, and again as it is read for
-    sending, so that no wrong byte leaves: then `views` raises CorruptCopy, and the connection has to be broken off.
+    sending, so that no wrong byte leaves: then `batches` raises CorruptCopy, and the connection has to be broken off.
     """
 
     def __init__(
@@ -149,7 +146,7 @@ class TierBody:
         for begin in range(self._first, self._last, self._window.nbytes):
             await self._fill(begin)
 
-    async def views(self) -> AsyncIterator[memoryview]:
+    async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
         """See ResponseBody. Raises CorruptCopy when the copy has gone bad since it was verified."""
         assert self._entry is not None, "the body is closed"
         for begin in range(self._first, self._last, self._window.nbytes):
@@ -159,9 +156,7 @@ class TierBody:
                 self._placement.copies.drop_bad_copy(self._entry, self._rank, self._copy, error)
                 raise
             start, stop = max(begin, self._start), min(self._filled[1], self._stop)
-            for view in self._window.slices(start - begin, stop - begin):
-                for at in range(0, len(view), _SLICE_NBYTES):
-                    yield view[at : at + _SLICE_NBYTES]
+            yield self._window.slices(start - begin, stop - begin)
 
     def close(self) -> None:
         """See ResponseBody."""

@@ -23,6 +23,7 @@ from kvgate.auth.tenants import Tenant
 from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
 from kvgate.errors import InvalidManifest, NoSuchKey, UnknownSpace
+from kvgate.messages import views
 from kvgate.metrics import Metrics
 from kvgate.store.buckets import Buckets
 from kvgate.store.catalog import Catalog
@@ -355,7 +356,7 @@ class Store:
             except NoSuchKey:
                 raise UnknownSpace(f"the manifest of space {space[:8]} was lost; PUT it again") from None
             try:
-                found = Space.from_canonical_json(b"".join([bytes(view) async for view in body.views()]))
+                found = Space.from_canonical_json(b"".join([bytes(view) async for view in views(body)]))
             except InvalidManifest as error:
                 raise UnknownSpace(f"the manifest of space {space[:8]} cannot be used: {error}") from error
             finally:

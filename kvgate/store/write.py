@@ -29,7 +29,7 @@ from kvgate.errors import (
 )
 from kvgate.memory.digest import BLOCK_NBYTES, BlockDigest
 from kvgate.memory.lease import Lease
-from kvgate.messages import ResponseBody
+from kvgate.messages import ResponseBody, views
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import MEMORY
 from kvgate.store.index import Entry, Index
@@ -129,7 +129,7 @@ class Write:
         A copy holds the interpreter wherever it runs, so that a thread would gain nothing.
         """
         try:
-            async for view in body.views():
+            async for view in views(body):
                 left = view
                 while left:
                     buffer = await self.buffer()

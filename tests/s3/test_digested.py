@@ -4,10 +4,11 @@ import asyncio
 import hashlib
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 import pytest
 
+from kvgate.messages import views
 from kvgate.s3 import checksums
 from kvgate.s3.digested import DigestedBody
 
@@ -20,11 +21,11 @@ class Body:
         self.pieces = pieces
         self.closed = 0
 
-    async def views(self) -> AsyncIterator[memoryview]:
+    async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
         buffer = memoryview(bytearray(max(map(len, self.pieces))))
         for piece in self.pieces:
             buffer[: len(piece)] = piece
-            yield buffer[: len(piece)]
+            yield [buffer[: len(piece)]]
 
     def close(self) -> None:
         self.closed += 1
@@ -52,7 +53,7 @@ async def test_what_passes_is_digested_and_unchanged(algorithm: str) -> None:
     pieces = [os.urandom(size) for size in (1 << 20, 1, 200_000, 100)]
     body, checksum = Body(pieces), checksums.new(algorithm)
     digested = DigestedBody(body, checksum)
-    assert [bytes(view) async for view in digested.views()] == pieces
+    assert [bytes(view) async for view in views(digested)] == pieces
     whole = checksums.new(algorithm)
     whole.update(memoryview(b"".join(pieces)))
     assert checksum.digest() == whole.digest()
@@ -66,7 +67,7 @@ async def test_a_cancelled_digest_ends_before_the_bytes_go() -> None:
     checksum = SlowChecksum()
 
     async def read() -> None:
-        async for _ in DigestedBody(Body([bytes(1 << 20)]), checksum).views():
+        async for _ in DigestedBody(Body([bytes(1 << 20)]), checksum).batches():
             pass
 
     task = asyncio.create_task(read())

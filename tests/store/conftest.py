@@ -12,6 +12,7 @@ import pytest
 
 from kvgate.auth.tenants import Tenant
 from kvgate.config import Size
+from kvgate.messages import views
 from kvgate.metrics import Metrics
 from kvgate.store.config import StoreConfig
 from kvgate.store.store import Store, open_store
@@ -40,7 +41,7 @@ class Opened:
         with self.store.open_read(tenant.name, "bucket", key, tenant.name) as read:
             body = await read.load(start, read.record.nbytes if stop is None else stop)
             try:
-                return b"".join([bytes(view) async for view in body.views()])
+                return b"".join([bytes(view) async for view in views(body)])
             finally:
                 body.close()
 

@@ -22,6 +22,7 @@ from kvgate.errors import (
     StoreFull,
     TooManyBuckets,
 )
+from kvgate.messages import views
 from tests.chunks import SPACE, chunk, chunk_hash
 from tests.store.conftest import ALPHA, BETA, MiB, Opened, OpenStore, fill
 
@@ -88,7 +89,7 @@ async def test_pinned_and_leased_objects_are_never_evicted(open_test_store: Open
             await opened.put(f"k{number:02}", bytes(MiB))
         assert await opened.get("pinned") == b"p" * MiB
         body = await read.load(0, MiB)
-        assert b"".join([bytes(view) async for view in body.views()]) == b"l" * MiB
+        assert b"".join([bytes(view) async for view in views(body)]) == b"l" * MiB
         body.close()
         opened.store.pin("alpha", "bucket", "pinned", pinned=False)
         for number in range(60):
@@ -197,7 +198,7 @@ async def test_reader_sees_the_version_that_it_opened(open_test_store: OpenStore
         read = opened.store.open_read("alpha", "bucket", "k")
         await opened.put("k", b"new" * 1000)
         body = await read.load(0, 3000)
-        assert b"".join([bytes(view) async for view in body.views()]) == b"old" * 1000
+        assert b"".join([bytes(view) async for view in views(body)]) == b"old" * 1000
         body.close()
         assert await opened.get("k") == b"new" * 1000
 
@@ -250,11 +251,11 @@ async def test_object_that_goes_bad_while_it_streams_is_broken_off(open_test_sto
         await opened.put("big", bytes(40 * MiB))
         with opened.store.open_read("alpha", "bucket", "big") as read:
             body = await read.load(0, 40 * MiB)
-            views = body.views()
-            await anext(views)
+            pieces = views(body)
+            await anext(pieces)
             flip_stored(opened, "big", 30 * MiB)
             with pytest.raises(CorruptCopy):
-                await read_zeros(views)
+                await read_zeros(pieces)
             body.close()
         assert opened.keys() == []
 

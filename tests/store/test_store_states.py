@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kvgate.auth.tenants import Tenant
 from kvgate.config import Size
 from kvgate.errors import NoSuchKey, Overloaded, QuotaExceeded, StoreFull
+from kvgate.messages import views
 from kvgate.metrics import Metrics
 from kvgate.store.config import StoreConfig
 from kvgate.store.store import Store, open_store
@@ -105,7 +106,7 @@ class StoreStates(RuleBasedStateMachine):
                 start, stop = sorted(int(share * read.record.nbytes) for share in part)
                 body = await read.load(start, stop)
                 try:
-                    got = b"".join([bytes(view) async for view in body.views()])
+                    got = b"".join([bytes(view) async for view in views(body)])
                 finally:
                     body.close()
             assert got == self.written[name, key][start:stop]

@@ -137,7 +137,7 @@ async def _restate(context: Context, input: CopyObjectInput, read: Read) -> Reco
         checksum = checksums.new(input.algorithm)
         body = DigestedBody(await read.load(0, source.nbytes), checksum)
         try:
-            async for _ in body.views():
+            async for _ in body.batches():
                 pass
         finally:
             body.close()
