@@ -15,6 +15,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._request_counters: dict[tuple[str, int], Counter] = {}
+        self._request_histograms: dict[str, Histogram] = {}
         self.requests = Counter(
             "kvgate_requests_total",
             "Requests answered, by operation and status",
@@ -89,6 +91,18 @@ class Metrics:
             "kvgate_demotion_queue_objects", "Objects that wait for their copy in a lower tier", registry=self.registry
         )
         self.leases = Gauge("kvgate_leases", "Leases that clients hold", registry=self.registry)
+
+    def note_request(self, operation: str, status: int, seconds: float) -> None:
+        """Count a request that has been answered. The children of the metrics are looked up once."""
+        operation = operation or "unknown"
+        counter = self._request_counters.get((operation, status))
+        if counter is None:
+            counter = self._request_counters[operation, status] = self.requests.labels(operation, str(status))
+        histogram = self._request_histograms.get(operation)
+        if histogram is None:
+            histogram = self._request_histograms[operation] = self.request_seconds.labels(operation)
+        counter.inc()
+        histogram.observe(seconds)
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, registry=self.registry)

@@ -29,6 +29,9 @@ class ListenConfig:
     admin_port: int = option(default=9001, help="port of /metrics, /healthz and /readyz; 0 takes a free one")
     max_header: Size = option(default=Size(16 * KiB), help="bytes of the longest request line or header that is read")
     idle_timeout: Seconds = option(default=Seconds(75.0), help="how long a connection may be idle between requests")
+    header_timeout: Seconds = option(
+        default=Seconds(10.0), help="how long a peer may take to send the headers of a request once it has begun"
+    )
     body_timeout: Seconds = option(
         default=Seconds(30.0), help="how long a peer may pause while it sends or takes a body"
     )
@@ -39,6 +42,12 @@ class ListenConfig:
     sigv2: bool = option(
         default=True,
         help="accept URLs and forms that are presigned by Signature Version 2, boto3's default in us-east-1",
+    )
+    max_connections: int = option(
+        default=16_384, help="connections at the same time; one more is answered 503 and closed"
+    )
+    movers: int = option(
+        default=2, help="threads that copy large bodies between memory and sockets; one a core that is free for it"
     )
     region: str = option(default="us-east-1", help="the S3 region that the gateway names; any region may sign")
     domains: tuple[str, ...] = option(
@@ -57,6 +66,9 @@ class ListenConfig:
     def __post_init__(self) -> None:
         for key in ("port", "admin_port"):
             check_port(key, getattr(self, key))
+        for key, most in (("max_connections", 1_000_000), ("movers", 64)):
+            if not 1 <= getattr(self, key) <= most:
+                raise ConfigError(f"{key}: expected 1 to {most}, got {getattr(self, key)}")
         if self.port == self.admin_port != 0:
             raise ConfigError(f"admin_port: expected another port than `port`, got {self.admin_port} for both")
         for domain in self.domains:

@@ -69,7 +69,7 @@ class Front(web.Server):
         self._body_timeout_s = config.body_timeout
         self._metrics = metrics
         self.bucket = bucket
-        self._exact_ranges = exact_ranges
+        self.exact_ranges = exact_ranges
         self.refuse = refuse
         super().__init__(self._answer)
 
@@ -104,9 +104,7 @@ class Front(web.Server):
         finally:
             if not isinstance(response.body, bytes):
                 response.body.close()
-            operation = response.operation or "unknown"
-            self._metrics.requests.labels(operation, str(response.status)).inc()
-            self._metrics.request_seconds.labels(operation).observe(time.monotonic() - began)
+            self._metrics.note_request(response.operation, response.status, time.monotonic() - began)
 
     def _request(self, incoming: web.BaseRequest, body: _Body) -> Request:
         target = incoming.raw_path
@@ -115,7 +113,7 @@ class Front(web.Server):
             target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         raw_path, _, raw_query = target.partition("?")
         headers = Headers(incoming.headers.items())
-        return Request(incoming.method, raw_path, raw_query, headers, body, self.bucket, self._exact_ranges)
+        return Request(incoming.method, raw_path, raw_query, headers, body, self.bucket, self.exact_ranges)
 
     async def _send(
         self, incoming: web.BaseRequest, body: _Body, response: Response, request_id: str

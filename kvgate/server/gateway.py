@@ -26,6 +26,7 @@ from kvgate.s3.target import host_bucket
 from kvgate.server.admin import admin_app
 from kvgate.server.config import GatewayConfig, ListenConfig
 from kvgate.server.front import Front
+from kvgate.server.http1.front import Listener, PlainFront
 from kvgate.store.store import open_store
 from kvgate.tiers.disk import DiskTier
 from kvgate.tiers.host import HostTier
@@ -67,7 +68,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
             api = kvapi if request.raw_path.startswith(_KVAPI_PREFIX) and not request.bucket else s3
             return await api.handle(request, request_id)
 
-        fronts = [
+        fallbacks = [
             Front(handle, _refuse, listen, metrics, exact_ranges=listen.exact_ranges),
             *[
                 Front(handle, _refuse, listen, metrics, bucket=bound.bucket, exact_ranges=bound.exact_ranges)
@@ -77,12 +78,19 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         draining = asyncio.Event()
         app = admin_app(metrics, store.collect, lambda: not draining.is_set())
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
+        plain = PlainFront(handle, listen, metrics)
+        stack.callback(plain.close)
         sites = []
-        for front, each in zip(fronts, [listener, *bound_listeners], strict=True):
-            sites.append(await _run(stack, web.ServerRunner(front), each, tls))
-            where = f", bound to {front.bucket}" if front.bucket else ""
+        for fallback, each in zip(fallbacks, [listener, *bound_listeners], strict=True):
+            if tls is None:
+                stack.push_async_callback(fallback.shutdown, 0)
+                plain.listen(Listener(each, fallback, fallback.bucket, fallback.exact_ranges))
+            else:
+                sites.append(await _run(stack, web.ServerRunner(fallback), each, tls))
+            where = f", bound to {fallback.bucket}" if fallback.bucket else ""
             logger.info("kvgate listens on %s:%d%s", *each.getsockname()[:2], where)
-        stack.push_async_callback(_drain, fronts, listen.drain_timeout)
+        stack.push_async_callback(_drain, [plain, *fallbacks], listen.drain_timeout)
+        stack.callback(plain.stop_listening)
         for site in sites:
             stack.push_async_callback(site.stop)
         stack.callback(draining.set)
@@ -111,7 +119,7 @@ async def _run(
     return site
 
 
-async def _drain(fronts: Sequence[Front], timeout_s: float) -> None:
+async def _drain(fronts: Sequence[Front | PlainFront], timeout_s: float) -> None:
     await asyncio.gather(*[front.drain(timeout_s) for front in fronts])
 
 

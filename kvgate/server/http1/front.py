@@ -1,0 +1,233 @@
+"""Plain listeners and their connections, served on the event loop and by movers.
+
+All sockets are in one epoll, which the event loop watches as if it were one of its own: a burst of requests costs it
+one callback. A connection whose request is not of the common form goes to aiohttp (`kvgate.server.front`) for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import itertools
+import logging
+import secrets
+import select
+import socket
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from kvgate.metrics import Metrics
+from kvgate.server.config import ListenConfig
+from kvgate.server.front import Front, Handle
+from kvgate.server.http1.connection import Connection
+from kvgate.server.http1.head import HeadWriter
+from kvgate.server.http1.mover import Movers
+
+logger = logging.getLogger(__name__)
+
+_EVENTS = 128
+_ROUNDS = 16
+"""How often the epoll is asked again before others on the event loop have their turn."""
+
+_ACCEPTS = 64
+_ACCEPT_PAUSE_S = 0.5
+_SCRATCH_NBYTES = 256 << 10
+_DRAIN_POLL_S = 0.01
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nServer: kvgate\r\n"
+    b"Connection: close\r\n\r\n"
+)
+_LOOPBACK_CONGESTION = b"reno"
+"""Between processes of one host nothing is lost, and pacing (as of BBR) only costs: a third of the speed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A listening socket; `fallback` serves what is not of the common form. For the others see Request."""
+
+    sock: socket.socket
+    fallback: Front
+    bucket: str = ""
+    exact_ranges: bool = False
+
+
+class PlainFront:
+    """Accepts connections and serves them. Made and used on the event loop."""
+
+    def __init__(self, handle: Handle, config: ListenConfig, metrics: Metrics) -> None:
+        self.handle = handle
+        self.metrics = metrics
+        self.max_header = config.max_header
+        self.body_timeout_s = config.body_timeout
+        self.draining = False
+        self.epoll = select.epoll()
+        self.movers = Movers(config.movers)
+        self.head_writer = HeadWriter()
+        self.scratch = memoryview(bytearray(_SCRATCH_NBYTES))
+        """Where bytes go that nobody wants."""
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        self._listeners: list[Listener] = []
+        self._connections: dict[int, Connection] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ids = itertools.count(secrets.randbits(63))
+        self.epoll.register(self.movers.fd, select.EPOLLIN)
+        self._loop.add_reader(self.epoll.fileno(), self._on_events)
+        self._sweeper = self._loop.create_task(self._sweep_forever())
+
+    # --- listening ----------------------------------------------------------------------------------------------------
+
+    def listen(self, listener: Listener) -> None:
+        """Begin to accept."""
+        self._listeners.append(listener)
+        listener.sock.setblocking(False)
+        self._loop.add_reader(listener.sock.fileno(), self._accept, listener)
+
+    def stop_listening(self) -> None:
+        """Accept nothing more: the listening sockets are closed. May be called twice."""
+        while self._listeners:
+            listener = self._listeners.pop()
+            self._loop.remove_reader(listener.sock.fileno())
+            listener.sock.close()
+
+    async def drain(self, timeout_s: float) -> None:
+        """Wait until no connection is left. Idle ones end at once, others with their next answer; late ones are cut."""
+        self.draining = True
+        deadline = time.monotonic() + timeout_s
+        while self._connections and time.monotonic() < deadline:
+            for connection in list(self._connections.values()):
+                if connection.idle:
+                    connection.close()
+            await asyncio.sleep(_DRAIN_POLL_S)
+        if self._connections:
+            logger.warning("%d connections were still busy after %g s, and are cut", len(self._connections), timeout_s)
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for connection in list(self._connections.values()):
+            connection.close()
+
+    def close(self) -> None:
+        """End the threads. After `drain`."""
+        self.stop_listening()
+        self._sweeper.cancel()
+        self._loop.remove_reader(self.epoll.fileno())
+        self.movers.close()
+        self.epoll.close()
+
+    def _accept(self, listener: Listener) -> None:
+        for _ in range(_ACCEPTS):
+            try:
+                sock, address = listener.sock.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    raise
+                logger.warning("no connection can be accepted: %s; raise the limit of open files", error.strerror)
+                self._pause(listener)
+                return
+            sock.setblocking(False)
+            if len(self._connections) >= self._config.max_connections:
+                with contextlib.suppress(OSError):
+                    sock.send(_TOO_MANY)
+                sock.close()
+                continue
+            _tune(sock, address)
+            self._connections[sock.fileno()] = Connection(self, listener, sock)
+
+    def _pause(self, listener: Listener) -> None:
+        self._loop.remove_reader(listener.sock.fileno())
+
+        def go_on() -> None:
+            if listener in self._listeners:
+                self._loop.add_reader(listener.sock.fileno(), self._accept, listener)
+
+        self._loop.call_later(_ACCEPT_PAUSE_S, go_on)
+
+    # --- what connections ask for -------------------------------------------------------------------------------------
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` in a task."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._note_end)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._loop.call_soon(callback)
+
+    def request_id(self) -> str:
+        """16 hex digits that no other request of this gateway has had."""
+        return f"{next(self._ids) & 0xFFFFFFFFFFFFFFFF:016x}"
+
+    def forget(self, connection: Connection) -> None:
+        """A connection is about to end, or to be somebody else's."""
+        self._connections.pop(connection.sock.fileno(), None)
+
+    def hand_over(self, listener: Listener, sock: socket.socket, received: bytes) -> None:
+        """Let aiohttp serve a connection, of which `received` has been read."""
+
+        async def connect() -> None:
+            try:
+                _, protocol = await self._loop.connect_accepted_socket(listener.fallback, sock)
+            except OSError:
+                sock.close()
+                return
+            protocol.data_received(received)
+
+        self.spawn(connect())
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a request failed in the HTTP front", exc_info=error)
+
+    # --- events -------------------------------------------------------------------------------------------------------
+
+    def _on_events(self) -> None:
+        connections, poll = self._connections, self.epoll.poll
+        for _ in range(_ROUNDS):
+            events = poll(0, _EVENTS)
+            if not events:
+                return
+            for fd, _ in events:
+                connection = connections.get(fd)
+                if connection is not None:
+                    try:
+                        connection.on_event()
+                    except Exception:
+                        logger.exception("a request failed in the HTTP front")
+                elif fd == self.movers.fd:
+                    self.movers.collect()
+            if self._tasks:
+                return
+
+    async def _sweep_forever(self) -> None:
+        period_s = max(0.05, min(1.0, self._config.body_timeout / 4, self._config.idle_timeout / 4))
+        while True:
+            await asyncio.sleep(period_s)
+            now = time.monotonic()
+            for connection in list(self._connections.values()):
+                self._look_after(connection, now)
+
+    def _look_after(self, connection: Connection, now: float) -> None:
+        """Cut what takes too long."""
+        if connection.transfer is not None:
+            connection.transfer.cut_if_late(now)
+        elif not connection.busy:
+            limit_s = self._config.idle_timeout if connection.idle else self._config.header_timeout
+            if now - connection.active_at > limit_s:
+                connection.close()
+
+
+def _tune(sock: socket.socket, address: Any) -> None:
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if address[0].startswith("127.") or address[0] == "::1":
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _LOOPBACK_CONGESTION)

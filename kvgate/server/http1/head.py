@@ -1,0 +1,135 @@
+"""The heads of messages: a request's, as far as it is of the common form, and a response's.
+
+`parse_head` accepts a strict subset of RFC 9112: the origin form of the target, ASCII, one Content-Length or no body,
+nothing folded, no transfer coding. Whatever else there may be is not judged here: the caller gives the connection to a
+parser for all of HTTP.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from http import HTTPStatus
+from typing import NamedTuple
+
+from kvgate.messages import Headers, Response
+
+METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE"})
+
+_LONGEST_METHOD = max(map(len, METHODS))
+_BEGINNING = re.compile(rf"({'|'.join(sorted(METHODS))}) ".encode())
+_TEXT = bytes([9, 10, 13, *range(32, 127)])
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_MAX_LENGTH_DIGITS = 16
+_MAX_HEADERS = 256
+_MAX_KNOWN_NAMES = 1024
+
+_known_names: dict[str, str] = {}
+"""Header names as clients spell them, to lower case. Bounded; other spellings are looked at each time."""
+
+
+class Head(NamedTuple):
+    """A request's head. `nbytes` is its own length, `content_length` that of the body behind it."""
+
+    method: str
+    raw_path: str
+    raw_query: str
+    headers: Headers
+    nbytes: int
+    content_length: int
+    expects_continue: bool
+    closes: bool
+
+
+def may_begin_head(data: bytes) -> bool:
+    """Whether `data`, which has no blank line yet, can become a head of the common form."""
+    return len(data) <= _LONGEST_METHOD or _BEGINNING.match(data) is not None
+
+
+def parse_head(data: bytes, end: int) -> Head | None:
+    """The head in front of `data`, whose blank line begins at `end`; None unless it is of the common form."""
+    text = data[:end]
+    if text.translate(None, _TEXT):
+        return None
+    lines = text.decode("ascii").split("\r\n")
+    breaks = len(lines) - 1
+    if breaks > _MAX_HEADERS or text.count(b"\r") != breaks or text.count(b"\n") != breaks:
+        return None
+    request_line = lines[0].split(" ")
+    if len(request_line) != 3:
+        return None
+    method, target, version = request_line
+    if version != "HTTP/1.1" or method not in METHODS or target[:1] != "/" or "#" in target:
+        return None
+    fields: list[tuple[str, str]] = []
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        lower = _known_names.get(name) or _lower(name)
+        if not (colon and lower):
+            return None
+        fields.append((lower, value.strip(" \t")))
+    return _framed(method, target, Headers(fields), end + 4)
+
+
+def _framed(method: str, target: str, headers: Headers, nbytes: int) -> Head | None:
+    """The head, if its fields say in the common way where the message ends."""
+    if "transfer-encoding" in headers or "upgrade" in headers or len(headers.getall("host")) != 1:
+        return None
+    length = 0
+    if "content-length" in headers:
+        texts = headers.getall("content-length")
+        if len(texts) > 1 or not texts[0].isdecimal() or len(texts[0]) > _MAX_LENGTH_DIGITS:
+            return None
+        length = int(texts[0])
+    expects = closes = False
+    if "expect" in headers:
+        expects = headers.get("expect").lower() == "100-continue"
+        if not expects:
+            return None
+    if "connection" in headers:
+        option = headers.get("connection").lower()
+        closes = option == "close"
+        if not (closes or option == "keep-alive") or len(headers.getall("connection")) > 1:
+            return None
+    raw_path, _, raw_query = target.partition("?")
+    return Head(method, raw_path, raw_query, headers, nbytes, length, expects, closes)
+
+
+def _lower(name: str) -> str:
+    """A header name in lower case; empty unless it is one."""
+    if not _TOKEN.fullmatch(name):
+        return ""
+    lower = name.lower()
+    if len(_known_names) < _MAX_KNOWN_NAMES:
+        _known_names[name] = lower
+    return lower
+
+
+class HeadWriter:
+    """Writes the heads of responses. The date is spelled once a second."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._common = ""
+        self._status_lines = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
+
+    def write(self, response: Response, *, close: bool) -> bytes:
+        """The head of `response`; with `close`, it says that the connection ends.
+
+        Raises ValueError for a header with a line break in it.
+        """
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            self._common = time.strftime("Server: kvgate\r\nDate: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(second))
+        lines = [f"{name}: {value}\r\n" for name, value in response.headers.items()]
+        nbytes = response.content_length
+        if nbytes is None and response.status not in (204, 304):
+            nbytes = len(response.body) if isinstance(response.body, bytes) else response.body.nbytes
+        length = "" if nbytes is None else f"Content-Length: {nbytes}\r\n"
+        fields = "".join(lines)
+        if fields.count("\n") != len(lines) or fields.count("\r") != len(lines):
+            raise ValueError("a response header has a line break in it")
+        status_line = self._status_lines.get(response.status) or f"HTTP/1.1 {response.status} \r\n"
+        ending = "Connection: close\r\n\r\n" if close else "\r\n"
+        return f"{status_line}{fields}{length}{self._common}{ending}".encode("utf-8", "surrogateescape")
