@@ -6,9 +6,13 @@ exactly these. Header names are lower case.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+from kvgate.errors import Overloaded
 
 
 class Headers:
@@ -55,19 +59,24 @@ class RequestBody(Protocol):
 class ScatteredBody(RequestBody, Protocol):
     """A body whose bytes can be received into many places at once, off the event loop."""
 
-    async def fill(self, views: Sequence[memoryview], consume: Consume) -> int:
+    async def fill(self, views: Sequence[memoryview], consume: Consume, *, slow: bool = False) -> int:
         """Fill `views`, one after the other, with the next bytes and return how many: fewer only at the end.
 
-        Each piece is shown to `consume` as it has arrived, in order. When this returns, raises or is cancelled, nobody
-        touches the views any more. Raises IncompleteBody, and what `consume` raises.
+        Each piece is shown to `consume` as it has arrived, in order; `slow` tells that it takes long, as a
+        cryptographic hash does. When this returns, raises or is cancelled, nobody touches the views any more.
+        Raises IncompleteBody, and what `consume` raises.
         """
 
 
-async def fill(body: RequestBody, views: Sequence[memoryview], consume: Consume) -> int:
+OFF_LOOP_NBYTES = 128 << 10
+"""To hash or decode more than this takes longer than handing it to a thread."""
+
+
+async def fill(body: RequestBody, views: Sequence[memoryview], consume: Consume, *, slow: bool = False) -> int:
     """`ScatteredBody.fill` of any body."""
     scatter = getattr(body, "fill", None)
     if scatter is not None:
-        filled: int = await scatter(views, consume)
+        filled: int = await scatter(views, consume, slow=slow)
         return filled
     total = 0
     for view in views:
@@ -76,10 +85,30 @@ async def fill(body: RequestBody, views: Sequence[memoryview], consume: Consume)
             received = await body.readinto(view[done:])
             if not received:
                 return total
-            consume(view[done : done + received])
+            piece = view[done : done + received]
+            if slow and received > OFF_LOOP_NBYTES:
+                await consume_in_thread(consume, piece)
+            else:
+                consume(piece)
             done += received
             total += received
     return total
+
+
+async def consume_in_thread(consume: Consume, view: memoryview) -> None:
+    """Run `consume(view)` in a thread; it has ended when this returns, raises or is cancelled."""
+    thread = asyncio.get_running_loop().run_in_executor(None, consume, view)
+    cancelled: asyncio.CancelledError | None = None
+    while not thread.done():
+        try:
+            await asyncio.wait([thread])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    failure = thread.exception()
+    if cancelled is not None:
+        raise cancelled
+    if failure is not None:
+        raise failure
 
 
 class EmptyBody:
@@ -89,12 +118,35 @@ class EmptyBody:
         return 0
 
 
+class Buffers:
+    """A limit of the bytes of bodies that are being read into buffers, over all requests."""
+
+    def __init__(self, limit_nbytes: int) -> None:
+        self._limit_nbytes = limit_nbytes
+        self._nbytes = 0
+
+    @contextlib.contextmanager
+    def hold(self, nbytes: int) -> Iterator[None]:
+        """Count a buffer of at most `nbytes` while it is read. Raises Overloaded when there would be too many."""
+        if self._nbytes + nbytes > self._limit_nbytes:
+            raise Overloaded("too many bodies are on their way in; try again")
+        self._nbytes += nbytes
+        try:
+            yield
+        finally:
+            self._nbytes -= nbytes
+
+
+_BUFFERS = Buffers(256 << 20)
+
+
 @dataclass(slots=True)
 class Request:
     """One request: an undecoded target, headers and a body that has not been read.
 
     bucket:       what the listener that it came by is bound to; empty when the request names its bucket itself
     exact_ranges: whether a range that ends behind the end of its object is to be refused
+    buffers:      what is to be asked before the body is read into a buffer
     """
 
     method: str
@@ -104,6 +156,7 @@ class Request:
     body: RequestBody = field(default_factory=EmptyBody)
     bucket: str = ""
     exact_ranges: bool = False
+    buffers: Buffers = _BUFFERS
 
 
 class ResponseBody(Protocol):

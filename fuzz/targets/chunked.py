@@ -17,6 +17,7 @@ from fuzz.properties import must, refusals, run_at_once
 from fuzz.targets.base import Target
 from kvgate.auth.identity import ChunkedPayload, ChunkSigning
 from kvgate.auth.sigv4 import EMPTY_SHA256, Scope
+from kvgate.memory.digest import BlockDigest
 from kvgate.messages import Headers, Request
 from kvgate.s3.body import PayloadReader
 from kvgate.s3.chunked import MAX_LINE_NBYTES, MAX_SMALL_CHUNKS, SMALL_CHUNK_NBYTES
@@ -69,15 +70,23 @@ def check(data: bytes) -> None:
 
 
 async def _receive(reader: PayloadReader, views: list[int], received: bytearray) -> bool:
+    digest = BlockDigest()
+
+    def consume(piece: memoryview) -> None:
+        received.extend(piece)
+        digest.update(piece)
+
     turn = 0
-    while True:
-        view = memoryview(bytearray(views[turn % len(views)]))
-        count = await reader.readinto(view)
-        if not count:
-            return True
-        must(count <= len(view), "more bytes than there is room for")
-        received += view[:count]
+    while reader.left != 0:
+        room = [memoryview(bytearray(nbytes)) for nbytes in (views * 2)[turn % len(views) :][: len(views)]]
+        before = len(received)
+        count = await reader.fill(room, consume)
+        must(b"".join(room)[:count] == received[before:], "what was consumed is not what was received")
+        if count < sum(map(len, room)):
+            break
         turn += 1
+    await reader.finish(digest.value)
+    return True
 
 
 class _Pieces:

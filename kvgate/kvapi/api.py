@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from kvgate.auth.authenticator import Authenticator
 from kvgate.errors import UnsupportedOperation
-from kvgate.kvapi.body import OFF_LOOP_NBYTES, read_body
+from kvgate.kvapi.body import read_body
 from kvgate.kvapi.call import Context
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.kvapi.encoding import Members, request_encoding, response_encoding
 from kvgate.kvapi.errors import error_response
 from kvgate.kvapi.fields import Fields
 from kvgate.kvapi.routes import DOCUMENT, route
-from kvgate.messages import Request, Response
+from kvgate.messages import OFF_LOOP_NBYTES, Request, Response
 
 if TYPE_CHECKING:
     from kvgate.store.store import Store

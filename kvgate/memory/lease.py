@@ -11,6 +11,7 @@ Invariants
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -75,14 +76,7 @@ class Lease:
         slot = self._open_slot()
         if not 0 <= start <= stop <= slot.nbytes:
             raise ValueError(f"the bytes [{start}, {stop}) do not lie in a lease of {slot.nbytes} bytes")
-        pieces: list[memoryview] = []
-        begin = 0
-        for view in slot.views:
-            first, last = max(start - begin, 0), min(stop - begin, len(view))
-            if first < last:
-                pieces.append(view[first:last])
-            begin += len(view)
-        return pieces
+        return slice_views(slot.views, start, stop)
 
     def share(self) -> Lease:
         """Another lease on the same slot, to be released on its own."""
@@ -129,3 +123,15 @@ class Lease:
         if self._released:
             raise LeaseReleased(f"a lease on {self._slot.nbytes} bytes was used after it was released")
         return self._slot
+
+
+def slice_views(views: Sequence[memoryview], start: int, stop: int) -> list[memoryview]:
+    """The bytes [start, stop) of what `views` hold in order, as views without a copy."""
+    pieces: list[memoryview] = []
+    begin = 0
+    for view in views:
+        first, last = max(start - begin, 0), min(stop - begin, len(view))
+        if first < last:
+            pieces.append(view[first:last])
+        begin += len(view)
+    return pieces

@@ -6,9 +6,8 @@ most SCRATCH_NBYTES of payload that had arrived behind it in the same read.
 
 from __future__ import annotations
 
-import asyncio
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from kvgate.auth.identity import ChunkedPayload, Payload, SignedPayload
 from kvgate.errors import (
@@ -20,15 +19,14 @@ from kvgate.errors import (
     MalformedXML,
     PayloadHashMismatch,
 )
-from kvgate.messages import Headers, Request
+from kvgate.memory.digest import crc64nvme
+from kvgate.memory.lease import slice_views
+from kvgate.messages import Consume, Headers, Request, fill
 from kvgate.s3 import checksums
 from kvgate.s3.checksums import Checksum
 from kvgate.s3.chunked import ChunkedDecoder
 
 SCRATCH_NBYTES = 256
-HASH_IN_THREAD_NBYTES = 128 * 1024
-"""A hash of more than this takes longer than handing it to a thread."""
-
 
 Update = Callable[[memoryview], None]
 
@@ -37,13 +35,14 @@ class PayloadReader:
     """The decoded payload of one request.
 
     nbytes: its length, or None when the request does not say.
-    What `readinto` gives is provisional until the end has been verified: by `finish`, or by a `readinto` returning 0.
+    What `fill` gives is provisional until `finish` has verified the whole.
     """
 
     def __init__(self, request: Request, payload: Payload) -> None:
         """Raises LengthRequired, InvalidArgument, InvalidRequest, UnsupportedOperation."""
         headers = request.headers
         self._body = request.body
+        self._buffers = request.buffers
         self._received = 0
         self._finished = False
         self._claims: list[_Claim] = []
@@ -83,28 +82,27 @@ class PayloadReader:
             if claim.header.startswith(checksums.HEADER_PREFIX)
         }
 
-    async def readinto(self, view: memoryview) -> int:
-        """Fill the beginning of `view` with the next bytes and return how many (≥ 1), or 0 at the verified end.
+    async def fill(self, views: Sequence[memoryview], consume: Consume) -> int:
+        """Fill `views` with the next bytes and return how many, never more than `left`: fewer only at the end.
 
-        Never more than `left`. `view` is not touched any more when this returns, raises or is cancelled.
-        Raises IncompleteBody, and at the end what `finish` raises.
+        See ScatteredBody, also for `consume`. Raises IncompleteBody, InvalidRequest, SignatureMismatch.
         """
-        if self._finished or self.left == 0:
-            await self.finish()
-            return 0
-        if self._decoder is None:
-            received = await self._body.readinto(view if self.left is None else view[: self.left])
-        else:
-            received = await self._readinto_chunked(self._decoder, view)
-        if not received:
-            await self.finish()
-            return 0
-        self._received += received
-        await self._digest(view[:received])
-        return received
 
-    async def finish(self) -> None:
-        """Read what follows the payload and verify the whole.
+        def take(piece: memoryview) -> None:
+            consume(piece)
+            for update in self._updates:
+                update(piece)
+            self._received += len(piece)
+
+        if self._finished or self.left == 0:
+            return 0
+        views = views if self.left is None else slice_views(views, 0, self.left)
+        if self._decoder is None:
+            return await fill(self._body, views, take, slow=self._slow)
+        return await self._fill_chunked(self._decoder, views, take)
+
+    async def finish(self, payload_crc64nvme: int) -> None:
+        """Read what follows the payload and verify the whole; whoever took it has its crc64nvme from `consume`.
 
         Raises IncompleteBody, BadDigest, PayloadHashMismatch, SignatureMismatch, or InvalidRequest when the body is
         longer than declared. Idempotent once it has returned.
@@ -124,40 +122,45 @@ class PayloadReader:
             self._decoder.receive_framing(self._scratch[:extra])
         if self.left:
             raise IncompleteBody(f"the body has {self._received} of the {self.nbytes} bytes that were declared")
+        self._own.value = payload_crc64nvme
         for claim in self._claims:
             claim.verify(self._decoder.trailers if self._decoder else {})
         self._finished = True
 
     async def read_all(self, limit_nbytes: int) -> bytes:
-        """The whole verified payload, for XML bodies. Raises MalformedXML when it is longer than the limit."""
+        """The whole verified payload, for XML bodies. Raises MalformedXML over the limit, Overloaded."""
         content = bytearray()
         buffer = memoryview(bytearray(min(limit_nbytes, 65536)))
         too_long = (self.nbytes or 0) > limit_nbytes
-        while not too_long and (received := await self.readinto(buffer)):
-            content += buffer[:received]
-            too_long = len(content) > limit_nbytes
+        with self._buffers.hold(limit_nbytes if self.nbytes is None else min(self.nbytes, limit_nbytes)):
+            while not too_long and await self.fill([buffer], content.extend):
+                too_long = len(content) > limit_nbytes
         if too_long:
             raise MalformedXML(f"the body is over {limit_nbytes} bytes")
+        await self.finish(crc64nvme([memoryview(content)]))
         return bytes(content)
 
     # --- framing ------------------------------------------------------------------------------------------------------
 
-    async def _readinto_chunked(self, decoder: ChunkedDecoder, view: memoryview) -> int:
-        """Payload of one chunk: what is left over in the scratch buffer, then straight from the wire."""
-        while not decoder.payload_left:
-            if decoder.complete:
-                return 0
-            await self._read_framing(decoder)
-        view = view[: decoder.payload_left]
-        copied = min(len(view), len(self._pending))
-        view[:copied] = self._pending[:copied]
-        self._pending = self._pending[copied:]
-        if copied == len(view):
-            return copied
-        received = await self._body.readinto(view[copied:])
-        if not received:
-            raise IncompleteBody("the body ends within a chunk")
-        return copied + received
+    async def _fill_chunked(self, decoder: ChunkedDecoder, views: Sequence[memoryview], take: Consume) -> int:
+        """Payload of the chunks: of each, what is left over in the scratch buffer, then straight from the wire."""
+        done, wanted = 0, sum(map(len, views))
+        while done < wanted:
+            while not decoder.payload_left:
+                if decoder.complete:
+                    return done
+                await self._read_framing(decoder)
+            stop = min(done + decoder.payload_left, wanted)
+            for view in slice_views(views, done, min(done + len(self._pending), stop)):
+                view[:] = self._pending[: len(view)]
+                self._pending = self._pending[len(view) :]
+                take(view)
+                done += len(view)
+            if done < stop:
+                done += await fill(self._body, slice_views(views, done, stop), take, slow=self._slow)
+                if done < stop:
+                    raise IncompleteBody("the body ends within a chunk")
+        return done
 
     async def _read_framing(self, decoder: ChunkedDecoder) -> None:
         if not self._pending:
@@ -176,7 +179,8 @@ class PayloadReader:
             stated.append(trailer)
         if len(stated) > 1:
             raise InvalidRequest(f"one checksum is accepted, and {' and '.join(stated)} came")
-        running: dict[str, Checksum] = {}
+        self._own = checksums.Known(8)
+        running: dict[str, Checksum] = {checksums.STORES_OWN: self._own}
 
         def claim(header: str, algorithm: str, expected: bytes | None, error: type[InvalidRequest]) -> None:
             checksum = running.setdefault(algorithm, checksums.new(algorithm))
@@ -191,18 +195,12 @@ class PayloadReader:
             expected = None if header == trailer else checksums.decode(header, algorithm, headers.get(header))
             claim(header, algorithm, expected, BadDigest)
 
-        self._inline: list[Update] = [checksum.update for checksum in running.values() if checksum.inline]
-        self._slow: list[Update] = [checksum.update for checksum in running.values() if not checksum.inline]
+        del running[checksums.STORES_OWN]
+        self._updates: list[Update] = [checksum.update for checksum in running.values()]
+        self._slow = any(not checksum.inline for checksum in running.values())
         if self._decoder is not None:
-            signed = isinstance(payload, ChunkedPayload) and payload.signing is not None
-            (self._slow if signed else self._inline).append(self._decoder.receive_payload)
-
-    async def _digest(self, view: memoryview) -> None:
-        if len(view) > HASH_IN_THREAD_NBYTES and self._slow:
-            await update_in_threads(self._slow, self._inline, view)
-        else:
-            for update in self._slow + self._inline:
-                update(view)
+            self._updates.append(self._decoder.receive_payload)
+            self._slow |= isinstance(payload, ChunkedPayload) and payload.signing is not None
 
 
 class _Claim:
@@ -223,30 +221,6 @@ class _Claim:
             expected = checksums.decode(self.header, self._algorithm, trailers[self.header])
         if not hmac.compare_digest(expected, self.checksum.digest()):
             raise self._error(f"the body does not match the {self.header} that came with it")
-
-
-async def update_in_threads(slow: list[Update], inline: list[Update], view: memoryview) -> None:
-    """Each of `slow` in a thread of its own, meanwhile all of `inline` here. Returns when no thread reads `view`.
-
-    Also when cancelled: the caller is going to give the memory back, and a thread cannot be stopped.
-    """
-    loop = asyncio.get_running_loop()
-    threads = [loop.run_in_executor(None, update, view) for update in slow]
-    cancelled: asyncio.CancelledError | None = None
-    try:
-        for update in inline:
-            update(view)
-    finally:
-        while not all(thread.done() for thread in threads):
-            try:
-                await asyncio.wait(threads)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        failures = [failure for thread in threads if (failure := thread.exception())]
-    if cancelled is not None:
-        raise cancelled
-    if failures:
-        raise failures[0]
 
 
 def content_codings(headers: Headers) -> list[str]:

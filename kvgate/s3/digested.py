@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from kvgate.messages import ResponseBody
-from kvgate.s3.body import HASH_IN_THREAD_NBYTES, update_in_threads
+from kvgate.messages import OFF_LOOP_NBYTES, ResponseBody, consume_in_thread
 from kvgate.s3.checksums import Checksum
 
 
@@ -21,10 +20,10 @@ class DigestedBody:
         """See ResponseBody. A slow hash works in a thread, which has ended when this goes on, fails or is cancelled."""
         async for batch in self._body.batches():
             for view in batch:
-                if self._checksum.inline or len(view) <= HASH_IN_THREAD_NBYTES:
+                if self._checksum.inline or len(view) <= OFF_LOOP_NBYTES:
                     self._checksum.update(view)
                 else:
-                    await update_in_threads([self._checksum.update], [], view)
+                    await consume_in_thread(self._checksum.update, view)
             yield batch
 
     def close(self) -> None:

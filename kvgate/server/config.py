@@ -10,7 +10,7 @@ from typing import Any
 from kvgate import config, plugins
 from kvgate.auth.tenants import TenantConfig
 from kvgate.chunk.key import check_bucket, split_owner
-from kvgate.config import KiB, Seconds, Size, option
+from kvgate.config import KiB, MiB, Seconds, Size, option
 from kvgate.errors import ConfigError, InvalidBucketName
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.store.config import StoreConfig
@@ -26,6 +26,9 @@ class ListenConfig:
 
     host: str = option(default="127.0.0.1", help="address to listen on; 0.0.0.0 is every IPv4 address")
     port: int = option(default=9000, help="port of S3 and kvapi; 0 takes a free one")
+    unix_socket: str | None = option(
+        default=None, help="path of a unix socket that also takes S3 and kvapi, for clients on the same host"
+    )
     admin_port: int = option(default=9001, help="port of /metrics, /healthz and /readyz; 0 takes a free one")
     max_header: Size = option(default=Size(16 * KiB), help="bytes of the longest request line or header that is read")
     idle_timeout: Seconds = option(default=Seconds(75.0), help="how long a connection may be idle between requests")
@@ -34,6 +37,14 @@ class ListenConfig:
     )
     body_timeout: Seconds = option(
         default=Seconds(30.0), help="how long a peer may pause while it sends or takes a body"
+    )
+    min_rate: Size = option(
+        default=Size(16 * KiB),
+        help="bytes a second that a body must move at on the average, after body_timeout; 0 lets it be slower",
+    )
+    buffered_bodies: Size = option(
+        default=Size(256 * MiB),
+        help="bytes of calls and XML documents that may be on their way in at once; one more is answered 503 SlowDown",
     )
     drain_timeout: Seconds = option(
         default=Seconds(30.0), help="how long requests in flight may go on after SIGTERM before they are cut"

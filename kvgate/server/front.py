@@ -66,6 +66,7 @@ class Front(web.Server):
         }
         self._handle = handle
         self._draining = False
+        self.header_timeout_s = config.header_timeout
         self._body_timeout_s = config.body_timeout
         self._metrics = metrics
         self.bucket = bucket
@@ -96,6 +97,8 @@ class Front(web.Server):
     async def _answer(self, incoming: web.BaseRequest) -> web.StreamResponse:
         began = time.monotonic()
         request_id = secrets.token_hex(8)
+        assert isinstance(incoming.protocol, _Connection)
+        incoming.protocol.served = True
         body = _Body(incoming, self._body_timeout_s, self._metrics)
         request = self._request(incoming, body)
         response = await self._handle(request, request_id)
@@ -154,6 +157,8 @@ class _Connection(RequestHandler):
     def __init__(self, front: Front, **options: Any) -> None:
         super().__init__(front, **options)
         self._front = front
+        self.served = False
+        """Whether a request has come."""
 
     @property
     def idle(self) -> bool:
@@ -163,8 +168,14 @@ class _Connection(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert isinstance(transport, asyncio.Transport)
+        self._loop.call_later(self._front.header_timeout_s, self._expect_request)
         # `drain` returns when all has gone to the kernel, or under TLS into records; there a limit of 0 never lets go.
         transport.set_write_buffer_limits(high=1 if transport.get_extra_info("ssl_object") else 0, low=0)
+
+    def _expect_request(self) -> None:
+        """Close the connection if its first request has not come by now."""
+        if self.idle and not self.served:
+            self.force_close()
 
     def handle_error(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import socket
 import ssl
@@ -18,7 +19,7 @@ from kvgate.auth.authenticator import Authenticator
 from kvgate.auth.tenants import Tenants
 from kvgate.errors import ConfigError, KVGateError
 from kvgate.kvapi.api import KVApi
-from kvgate.messages import Request, Response
+from kvgate.messages import Buffers, Request, Response
 from kvgate.metrics import Metrics
 from kvgate.s3.api import S3
 from kvgate.s3.errors import error_response
@@ -27,14 +28,17 @@ from kvgate.server.admin import admin_app
 from kvgate.server.config import GatewayConfig, ListenConfig
 from kvgate.server.front import Front
 from kvgate.server.http1.front import Listener, PlainFront
+from kvgate.server.listening import BACKLOG, listen_tcp, listening_unix
 from kvgate.store.store import open_store
 from kvgate.tiers.disk import DiskTier
 from kvgate.tiers.host import HostTier
 
 logger = logging.getLogger(__name__)
 
+_OTHER_FILES = 512
+"""Files that are open besides connections: those of objects on disk, above all."""
+
 _KVAPI_PREFIX = "/_kv/"
-_BACKLOG = 1024
 
 
 @contextlib.asynccontextmanager
@@ -53,9 +57,13 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
     tls = _tls(listen)
     domains = sorted(listen.domains, key=len, reverse=True)
     async with contextlib.AsyncExitStack() as stack:
-        listener = stack.enter_context(_listen(listen, listen.port))
-        bound_listeners = [stack.enter_context(_listen(listen, bound.port)) for bound in config.listeners]
-        admin_listener = stack.enter_context(_listen(listen, listen.admin_port))
+        listener, *bound_listeners, admin_listener = [
+            stack.enter_context(listen_tcp(listen.host, port))
+            for port in (listen.port, *[bound.port for bound in config.listeners], listen.admin_port)
+        ]
+        unix_listeners = [
+            stack.enter_context(listening_unix(path, "listen.unix_socket")) for path in [listen.unix_socket] if path
+        ]
         store = await stack.enter_async_context(
             open_store(memory, lower, tenants, config=config.store, metrics=metrics, catalog=catalog)
         )
@@ -63,7 +71,10 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         s3 = S3(store, tenants, authenticator, listen.region, tenants.get(unsigned))
         kvapi = KVApi(store, authenticator, config.kvapi)
 
+        buffers = Buffers(listen.buffered_bodies)
+
         async def handle(request: Request, request_id: str) -> Response:
+            request.buffers = buffers
             request.bucket = request.bucket or host_bucket(request.headers.get("host"), domains)
             api = kvapi if request.raw_path.startswith(_KVAPI_PREFIX) and not request.bucket else s3
             return await api.handle(request, request_id)
@@ -80,6 +91,9 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
         plain = PlainFront(handle, listen, metrics)
         stack.callback(plain.close)
+        for each in unix_listeners:
+            plain.listen(Listener(each, fallbacks[0]))
+            logger.info("kvgate listens on %s", each.getsockname())
         sites = []
         for fallback, each in zip(fallbacks, [listener, *bound_listeners], strict=True):
             if tls is None:
@@ -103,10 +117,23 @@ async def serve(config: GatewayConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    _raise_open_files(config.listen.max_connections)
     async with running(config):
         await stop.wait()
         logger.info("kvgate drains")
     logger.info("kvgate has stopped")
+
+
+def _raise_open_files(connections: int) -> None:
+    """Let this process have as many open files as it may; the default of many systems is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard != resource.RLIM_INFINITY and hard < connections + _OTHER_FILES:
+        logger.warning(
+            "the limit of open files is %d: too few for listen.max_connections = %d; raise it with `ulimit -n`",
+            *(hard, connections),
+        )
 
 
 async def _run(
@@ -114,7 +141,7 @@ async def _run(
 ) -> web.SockSite:
     stack.push_async_callback(runner.cleanup)
     await runner.setup()
-    site = web.SockSite(runner, listener, backlog=_BACKLOG, ssl_context=tls)
+    site = web.SockSite(runner, listener, backlog=BACKLOG, ssl_context=tls)
     await site.start()
     return site
 
@@ -142,13 +169,3 @@ def _refuse(error: KVGateError, request_id: str) -> Response:
 
 def _catalog_path(tier: DiskTier) -> Path:
     return tier.folder / "buckets.json"
-
-
-def _listen(config: ListenConfig, port: int) -> socket.socket:
-    try:
-        family = socket.getaddrinfo(config.host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((config.host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise ConfigError(
-            f"listen: {config.host}:{port} cannot be had ({error.strerror or error}); is another gateway running?"
-        ) from error

@@ -21,10 +21,15 @@ class Backlog:
         self.count -= 1
         self._moved.set()
 
-    async def next(self) -> None:
-        """Wait until one ends."""
+    async def next(self, timeout_s: float | None = None) -> bool:
+        """Wait until one ends; False when none does within `timeout_s`."""
         self._moved.clear()
-        await self._moved.wait()
+        waiter = asyncio.ensure_future(self._moved.wait())
+        try:
+            done, _ = await asyncio.wait([waiter], timeout=timeout_s)
+        finally:
+            waiter.cancel()
+        return bool(done)
 
     async def clear(self) -> None:
         """Wait until none is on its way."""

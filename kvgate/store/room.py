@@ -53,11 +53,8 @@ class Room:
             for size in (nbytes, nbytes // 4, BLOCK_NBYTES):
                 with contextlib.suppress(ArenaFull):
                     return self.reserve(tenant, max(BLOCK_NBYTES, size - size % BLOCK_NBYTES))
-            try:
-                async with asyncio.timeout(deadline - time.monotonic() if self._backlog.count else 0):
-                    await self._backlog.next()
-            except TimeoutError:
-                raise Overloaded("memory is full of objects in use; try again") from None
+            if not self._backlog.count or not await self._backlog.next(deadline - time.monotonic()):
+                raise Overloaded("memory is full of objects in use; try again")
 
     def extend(self, lease: Lease, nbytes: int) -> None:
         """Lengthen a lease by `nbytes`, after evicting what lower tiers hold too. Raises ArenaFull."""

@@ -80,6 +80,7 @@ class Write:
         self._upload: Upload | None = None
         self._streams = False  # to a lower tier; it will have no copy in memory
         self._filled = 0  # bytes of the lease in use
+        self._counted = 0  # bytes of the body that `advance` knows of
         self._quota_nbytes = 0
         self._ended = False
 
@@ -87,6 +88,11 @@ class Write:
     def nbytes(self) -> int:
         """How many bytes have been received."""
         return self._digest.nbytes
+
+    @property
+    def crc64nvme(self) -> int:
+        """The digest of the bytes that have been received."""
+        return self._digest.value
 
     async def open(self) -> None:
         """Take quota and memory, or a window and a file. Raises what `Store.open_write` names."""
@@ -101,25 +107,29 @@ class Write:
             await self.abort()
             raise
 
-    async def buffer(self) -> memoryview:
-        """Where the next bytes of the body go; at least one byte. Raises like `open`, and past the announced end."""
+    async def views(self) -> list[memoryview]:
+        """Where the next bytes of the body go, in order; at least one byte.
+
+        Raises like `open`, and past the announced end.
+        """
         if self._declared_nbytes is not None and self.nbytes >= self._declared_nbytes:
             raise InvalidRequest(f"the body is longer than the {self._declared_nbytes} bytes that were announced")
         lease = self._open_lease()
         if self._filled == lease.nbytes:
             await self._grow(lease)
             lease = self._open_lease()
-        return lease.slices(self._filled, lease.nbytes)[0]
+        return lease.slices(self._filled, lease.nbytes)
 
-    async def advance(self, nbytes: int) -> None:
-        """Count the first `nbytes` of the last buffer as filled. Raises ObjectTooLarge, QuotaExceeded, TierError."""
-        lease = self._open_lease()
-        view = lease.slices(self._filled, self._filled + nbytes)
-        for piece in view:
-            self._digest.update(piece)
+    def digest(self, view: memoryview) -> None:
+        """See the next bytes of the body, which have arrived in `views`. In any one thread."""
+        self._digest.update(view)
         if self._kind is not None and len(self._prefix) < KEPT_PREFIX_NBYTES:
-            self._prefix += b"".join(view)[: KEPT_PREFIX_NBYTES - len(self._prefix)]
-        self._filled += nbytes
+            self._prefix += view[: KEPT_PREFIX_NBYTES - len(self._prefix)]
+
+    def advance(self) -> None:
+        """Count what `digest` has seen. Raises ObjectTooLarge, QuotaExceeded."""
+        self._filled += self.nbytes - self._counted
+        self._counted = self.nbytes
         if self.nbytes > self._quota_nbytes:
             self._take(self.nbytes - self._quota_nbytes)
 
@@ -132,11 +142,11 @@ class Write:
             async for view in views(body):
                 left = view
                 while left:
-                    buffer = await self.buffer()
-                    count = min(len(buffer), len(left))
-                    buffer[:count] = left[:count]
-                    await self.advance(count)
-                    left = left[count:]
+                    target = (await self.views())[0][: len(left)]
+                    target[:] = left[: len(target)]
+                    self.digest(target)
+                    self.advance()
+                    left = left[len(target) :]
                 await asyncio.sleep(0)
         finally:
             body.close()

@@ -105,10 +105,10 @@ class OpenedApi:
     async def _put(self, tenant: str, key: str, body: bytes) -> None:
         async with await self.store.open_write(self.tenants[tenant], "bucket", key, len(body)) as write:
             while write.nbytes < len(body):
-                view = await write.buffer()
-                count = min(len(view), len(body) - write.nbytes)
-                view[:count] = body[write.nbytes : write.nbytes + count]
-                await write.advance(count)
+                view = (await write.views())[0][: len(body) - write.nbytes]
+                view[:] = body[write.nbytes : write.nbytes + len(view)]
+                write.digest(view)
+                write.advance()
             await write.commit({})
 
 

@@ -26,9 +26,10 @@ from kvgate.errors import (
     SignatureMismatch,
     UnsupportedOperation,
 )
-from kvgate.messages import Headers, Request
+from kvgate.memory.digest import BlockDigest
+from kvgate.messages import OFF_LOOP_NBYTES, Headers, Request
 from kvgate.s3 import checksums
-from kvgate.s3.body import HASH_IN_THREAD_NBYTES, SCRATCH_NBYTES, PayloadReader
+from kvgate.s3.body import SCRATCH_NBYTES, PayloadReader
 
 UNSIGNED = UnsignedPayload()
 
@@ -46,16 +47,25 @@ def digest(algorithm: str, data: bytes) -> str:
 
 async def receive(source: PayloadReader, view_nbytes: int = 1 << 20) -> bytes:
     """As an operation does it: into views of a buffer, to the declared length or the end."""
-    received = b""
-    buffer = memoryview(bytearray(view_nbytes))
+    received = bytearray()
+    value = BlockDigest()
+
+    def consume(view: memoryview) -> None:
+        received.extend(view)
+        value.update(view)
+
+    filled = b""
+    first = view_nbytes // 3
+    buffers = [memoryview(bytearray(first)), memoryview(bytearray(view_nbytes - first))]
     while source.left != 0:
-        nbytes = await source.readinto(buffer)
-        if not nbytes:
+        nbytes = await source.fill(buffers, consume)
+        filled += b"".join(buffers)[:nbytes]
+        if nbytes < view_nbytes:
             break
-        received += buffer[:nbytes]
-    await source.finish()
-    assert await source.readinto(buffer) == 0
-    return received
+    await source.finish(value.value)
+    assert await source.fill(buffers, consume) == 0
+    assert filled == received
+    return filled
 
 
 def run(source: PayloadReader, view_nbytes: int = 1 << 20) -> bytes:
@@ -251,7 +261,7 @@ def test_a_wrong_trailing_checksum_is_refused(wire_body: Any, encoder: Any, unsi
 
 
 def test_a_broken_chunk_signature_is_refused(wire_body: Any, encoder: Any, signed: ChunkedPayload) -> None:
-    for nbytes in (10, HASH_IN_THREAD_NBYTES + 1):
+    for nbytes in (10, OFF_LOOP_NBYTES + 1):
         wire = encoder(signed.signing).encode([b"a" * nbytes]).replace(b"a" * nbytes, b"a" * (nbytes - 1) + b"b")
         with pytest.raises(SignatureMismatch):
             run(reader(wire_body([wire]), signed, content_length=str(len(wire))))
@@ -286,23 +296,21 @@ def test_payload_goes_straight_into_the_view(wire_body: Any, encoder: Any, signe
 # --- hashing beside the loop ------------------------------------------------------------------------------------------
 
 
-def test_large_views_are_hashed_in_threads_and_crcs_here(wire_body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, set[int]] = {"crc": set(), "hash": set()}
-    for kind, name in ((checksums.Crc, "crc"), (checksums.Hash, "hash")):
-        update = kind.update
+def test_a_slow_hash_of_a_large_view_is_taken_in_a_thread(wire_body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[int] = set()
+    update = checksums.Hash.update
 
-        def noted(self: Any, data: memoryview, update: Any = update, name: str = name) -> None:
-            seen[name].add(threading.get_ident())
-            update(self, data)
+    def noted(self: Any, data: memoryview) -> None:
+        seen.add(threading.get_ident())
+        update(self, data)
 
-        monkeypatch.setattr(kind, "update", noted)
-    data = bytes(HASH_IN_THREAD_NBYTES + 1)
-    payload = SignedPayload(hashlib.sha256(data).hexdigest())
-    headers = {"content_length": str(len(data)), "x_amz_checksum_crc32": digest("crc32", data)}
-    seen["crc"].clear()
-    assert run(reader(wire_body([data]), payload, **headers)) == data
-    assert seen["crc"] == {threading.get_ident()}
-    assert threading.get_ident() not in seen["hash"]
+    monkeypatch.setattr(checksums.Hash, "update", noted)
+    for nbytes, here in ((OFF_LOOP_NBYTES, True), (OFF_LOOP_NBYTES + 1, False)):
+        seen.clear()
+        data = bytes(nbytes)
+        payload = SignedPayload(hashlib.sha256(data).hexdigest())
+        assert run(reader(wire_body([data]), payload, content_length=str(nbytes)), 4 * nbytes) == data
+        assert (threading.get_ident() in seen) is here
 
 
 def test_a_cancelled_read_lets_go_of_the_view_first(wire_body: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,11 +323,11 @@ def test_a_cancelled_read_lets_go_of_the_view_first(wire_body: Any, monkeypatch:
         over.set()
 
     monkeypatch.setattr(checksums.Hash, "update", slowly)
-    data = bytes(HASH_IN_THREAD_NBYTES + 1)
+    data = bytes(OFF_LOOP_NBYTES + 1)
 
     async def cancel() -> None:
         source = reader(wire_body([data]), SignedPayload("0" * 64), content_length=str(len(data)))
-        task = asyncio.create_task(source.readinto(memoryview(bytearray(len(data)))))
+        task = asyncio.create_task(source.fill([memoryview(bytearray(len(data)))], lambda view: None))
         await asyncio.to_thread(running.wait)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -30,9 +30,18 @@ KEYS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def client(gateway: RunningGateway) -> Any:
-    return s3_client(gateway)
+@pytest.fixture(scope="module", params=["own", "aiohttp"])
+def client(gateway: RunningGateway, request: pytest.FixtureRequest) -> Any:
+    """A client of each of the two fronts."""
+    client = s3_client(gateway)
+    if request.param == "aiohttp":
+        client.meta.events.register("before-send.s3", _send_unusually)
+    return client
+
+
+def _send_unusually(request: Any, **rest: Any) -> None:
+    """A connection option that the front of common requests does not know: aiohttp answers."""
+    request.headers["Connection"] = "keep-alive, unusual"
 
 
 @pytest.fixture

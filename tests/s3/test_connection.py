@@ -23,10 +23,13 @@ BUCKET = "/alpha-bucket"
 class Peer:
     """A connection of our own, on which requests are written as they are."""
 
-    def __init__(self, gateway: RunningGateway) -> None:
+    def __init__(self, gateway: RunningGateway, front: str = "own") -> None:
         self.host = f"127.0.0.1:{gateway.port}"
         self.sock = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
         self.reader = self.sock.makefile("rb")
+        if front == "aiohttp":  # which has a connection for good once there was something unusual on it
+            self.sock.sendall(f"OPTIONS / HTTP/1.1\r\nHost: {self.host}\r\n\r\n".encode())
+            self.receive("OPTIONS")
 
     def send(
         self,
@@ -57,9 +60,10 @@ class Peer:
         return self.receive(method)
 
 
-@pytest.fixture
-def peer(gateway: RunningGateway) -> Iterator[Peer]:
-    found = Peer(gateway)
+@pytest.fixture(params=["own", "aiohttp"])
+def peer(gateway: RunningGateway, request: pytest.FixtureRequest) -> Iterator[Peer]:
+    """A connection to each of the two fronts."""
+    found = Peer(gateway, request.param)
     with found.sock, found.reader:
         yield found
 

@@ -46,12 +46,9 @@ async def put_object(context: Context, input: PutObjectInput) -> Response:
     precondition = input.conditions.for_write()
     input.conditions.check_early(store, context.tenant.name, input.bucket, input.key)
     async with await store.open_write(context.tenant, input.bucket, input.key, body.nbytes) as write:
-        while body.left != 0:
-            received = await body.readinto(await write.buffer())
-            if not received:
-                break
-            await write.advance(received)
-        await body.finish()
+        while body.left != 0 and await body.fill(await write.views(), write.digest):
+            write.advance()
+        await body.finish(write.crc64nvme)
         record = await write.commit({**input.attributes, **body.checksums}, precondition)
     headers = {"ETag": f'"{record.etag}"', **checksum_headers(record), **expiration_headers(store, record)}
     return Response(headers=headers)

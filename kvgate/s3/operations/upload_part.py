@@ -42,12 +42,9 @@ async def upload_part(context: Context, input: UploadPartInput) -> Response:
     upload = multipart.get(context.tenant.name, input.bucket, input.key, input.upload_id)
     PartChecksums.parse(upload.attributes).check_part(input.headers)
     async with await multipart.open_part(context.tenant, upload, input.number, body.nbytes) as write:
-        while body.left != 0:
-            received = await body.readinto(await write.buffer())
-            if not received:
-                break
-            await write.advance(received)
-        await body.finish()
+        while body.left != 0 and await body.fill(await write.views(), write.digest):
+            write.advance()
+        await body.finish(write.crc64nvme)
         record = await write.commit(body.checksums, multipart.while_open(upload))
     return Response(headers={"ETag": f'"{record.etag}"', **record.attributes})
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvgate.errors import IncompleteBody
-from kvgate.messages import Consume
-from kvgate.server.http1.transfer import PeerGone, Receive
+from kvgate.messages import OFF_LOOP_NBYTES, Consume
+from kvgate.server.http1.transfer import SMALL_NBYTES, PeerGone, Receive
 
 if TYPE_CHECKING:
     from kvgate.server.http1.connection import Connection
@@ -42,7 +42,7 @@ class Body:
         self._count(count)
         return count
 
-    async def fill(self, views: Sequence[memoryview], consume: Consume) -> int:
+    async def fill(self, views: Sequence[memoryview], consume: Consume, *, slow: bool = False) -> int:
         """See ScatteredBody."""
         wanted = min(sum(map(len, views)), self.left)
         if not wanted:
@@ -60,7 +60,7 @@ class Body:
         if done < wanted:
             receive = self._connection.receive(rest, wanted - done, consume)
             try:
-                await self._move(receive)
+                await self._move(receive, slow=slow)
             finally:
                 self._count(receive.received)
         return wanted
@@ -85,9 +85,9 @@ class Body:
         except (ConnectionError, TimeoutError) as error:
             raise _incomplete(error) from error
 
-    async def _move(self, receive: Receive) -> None:
+    async def _move(self, receive: Receive, *, slow: bool) -> None:
         try:
-            await self._connection.move(receive)
+            await self._connection.move(receive, most_on_loop=OFF_LOOP_NBYTES if slow else SMALL_NBYTES)
         except PeerGone as error:
             raise _incomplete(error) from error
         except (ConnectionError, TimeoutError) as error:

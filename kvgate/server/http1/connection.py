@@ -23,7 +23,7 @@ from kvgate.metrics import Metrics
 from kvgate.server.http1.body import Body
 from kvgate.server.http1.eager import run_eagerly
 from kvgate.server.http1.head import Head, may_begin_head, parse_head
-from kvgate.server.http1.transfer import Discard, Readable, Receive, Send, Transfer
+from kvgate.server.http1.transfer import SMALL_NBYTES, Discard, Pace, Readable, Receive, Send, Transfer
 
 if TYPE_CHECKING:
     from kvgate.server.http1.front import Listener, PlainFront
@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 _HEAD_NBYTES = 16 << 10
 """What is read at once while a head is waited for; what of a body comes with it is copied."""
-
-_SMALL_NBYTES = 1 << 20
-"""A transfer of at most so many bytes stays on the event loop: a change of threads would cost more than it takes."""
 
 _DISCARD_NBYTES = 1 << 20
 """An unread body of at most so many bytes is read and dropped, so that the connection can serve on."""
@@ -54,7 +51,7 @@ class Connection:
     def __init__(self, front: PlainFront, listener: Listener, sock: socket.socket) -> None:
         self.sock = sock
         self.active_at = time.monotonic()
-        """When the last request began, ended, or sent a byte of its head."""
+        """When the last request began to come, or ended."""
         self.busy = False
         self.closed = False
         self._front = front
@@ -93,8 +90,11 @@ class Connection:
         if not data:
             self.close()
             return
-        self.active_at = time.monotonic()
-        self._received = self._received + data if self._received else data
+        if self._received:
+            self._received += data
+        else:
+            self._received = data
+            self.active_at = time.monotonic()
         self._serve_received()
 
     def _serve_received(self) -> None:
@@ -199,22 +199,22 @@ class Connection:
 
     def receive(self, views: Sequence[memoryview], nbytes: int, consume: Consume) -> Receive:
         """A transfer into `views`, to be moved."""
-        return Receive(self.sock, self._front.body_timeout_s, views, nbytes, consume)
+        return Receive(self.sock, self._front.pace, views, nbytes, consume)
 
     async def send(self, buffers: Sequence[memoryview | bytes]) -> None:
         """Send everything. Raises ConnectionError, TimeoutError when the peer takes nothing."""
-        await self.move(Send(self.sock, self._front.body_timeout_s, buffers))
+        await self.move(Send(self.sock, self._front.pace, buffers))
 
     async def readable(self) -> None:
         """Wait for a byte, or the end of the stream. Raises TimeoutError."""
-        await self.move(Readable(self.sock, self._front.body_timeout_s))
+        await self.move(Readable(self.sock, Pace(self._front.pace.pause_s)))
 
-    async def move(self, transfer: Transfer) -> None:
+    async def move(self, transfer: Transfer, most_on_loop: int = SMALL_NBYTES) -> None:
         """Step a transfer to its end. Raises what it raises, and TimeoutError when nothing moves for too long.
 
         When cancelled, returns only when nobody touches the memory any more.
         """
-        self._on_loop = transfer.left <= _SMALL_NBYTES
+        self._on_loop = transfer.left <= most_on_loop
         if self._on_loop and transfer.step():
             return
         self.transfer = transfer
@@ -232,7 +232,7 @@ class Connection:
             self.transfer = None
             self._on_loop = False
         if transfer.late:
-            raise TimeoutError(f"nothing moved for {transfer.patience_s:g} s")
+            raise TimeoutError(f"too little moved within {transfer.pace.pause_s:g} s")
 
     def _step(self, transfer: Transfer) -> None:
         """Go on with a transfer on the event loop."""
@@ -267,7 +267,7 @@ class Connection:
         self._received = self._received[came:]
         try:
             if nbytes > came:
-                await self.move(Discard(self.sock, _LINGER_S, nbytes - came, self._front.scratch))
+                await self.move(Discard(self.sock, Pace(_LINGER_S), nbytes - came, self._front.scratch))
         except (ConnectionError, TimeoutError):
             return False
         return True

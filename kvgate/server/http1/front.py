@@ -25,6 +25,7 @@ from kvgate.server.front import Front, Handle
 from kvgate.server.http1.connection import Connection
 from kvgate.server.http1.head import HeadWriter
 from kvgate.server.http1.mover import Movers
+from kvgate.server.http1.transfer import Pace
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ class PlainFront:
         self.handle = handle
         self.metrics = metrics
         self.max_header = config.max_header
-        self.body_timeout_s = config.body_timeout
+        self.pace = Pace(config.body_timeout, config.min_rate)
         self.draining = False
         self.epoll = select.epoll()
         self.movers = Movers(config.movers)

@@ -13,8 +13,12 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from kvgate.messages import Consume
+
+SMALL_NBYTES = 1 << 20
+"""A transfer of at most so many bytes stays on the event loop: a change of threads would cost more than it takes."""
 
 _CALL_NBYTES = 1 << 20
 """The most that one call receives: what has arrived is digested while it is in the cache."""
@@ -26,18 +30,26 @@ _IOV_VIEWS = 512
 _DISCARD_CALLS = 16
 
 
+class Pace(NamedTuple):
+    """How slow a peer may be: a pause of `pause_s` at most, and after that `rate` bytes a second on the average."""
+
+    pause_s: float
+    rate: float = 0.0
+
+
 class Transfer:
     """What is moved, up to its end, whoever waits for it."""
 
     events = 0
     """The epoll events on which `step` can go on."""
 
-    def __init__(self, sock: socket.socket, patience_s: float) -> None:
-        """patience_s: how long nothing may move"""
+    def __init__(self, sock: socket.socket, pace: Pace) -> None:
         self.sock = sock
-        self.patience_s = patience_s
-        self.moved_at = time.monotonic()
+        self.pace = pace
+        self.began_at = self.moved_at = time.monotonic()
         self.late = False
+        self._nbytes = 0
+        """How many bytes there are to move."""
         self.ended = Ended(self)
 
     @property
@@ -61,8 +73,10 @@ class Transfer:
             self.ended.set_exception(failure)
 
     def cut_if_late(self, now: float) -> None:
-        """Cut it when nothing has moved for too long."""
-        if now - self.moved_at > self.patience_s:
+        """Cut it when nothing has moved for too long, or too little."""
+        pause_s, rate = self.pace
+        due = (now - self.began_at - pause_s) * rate
+        if now - self.moved_at > pause_s or self._nbytes - self.left < due:
             self.late = True
             self.cut()
 
@@ -92,10 +106,10 @@ class Receive(Transfer):
     events = select.EPOLLIN
 
     def __init__(
-        self, sock: socket.socket, patience_s: float, views: Sequence[memoryview], nbytes: int, consume: Consume
+        self, sock: socket.socket, pace: Pace, views: Sequence[memoryview], nbytes: int, consume: Consume
     ) -> None:
         """nbytes: at most what `views` hold"""
-        super().__init__(sock, patience_s)
+        super().__init__(sock, pace)
         self.received = 0
         self._nbytes = nbytes
         self._consume = consume
@@ -158,10 +172,10 @@ class Send(Transfer):
 
     events = select.EPOLLOUT
 
-    def __init__(self, sock: socket.socket, patience_s: float, buffers: Sequence[memoryview | bytes]) -> None:
-        super().__init__(sock, patience_s)
+    def __init__(self, sock: socket.socket, pace: Pace, buffers: Sequence[memoryview | bytes]) -> None:
+        super().__init__(sock, pace)
         self._buffers = deque(memoryview(buffer) for buffer in buffers if buffer)
-        self._left = sum(map(len, self._buffers))
+        self._nbytes = self._left = sum(map(len, self._buffers))
 
     @property
     def left(self) -> int:
@@ -213,9 +227,9 @@ class Discard(Transfer):
 
     events = select.EPOLLIN
 
-    def __init__(self, sock: socket.socket, patience_s: float, nbytes: int, scratch: memoryview) -> None:
-        super().__init__(sock, patience_s)
-        self._left = nbytes
+    def __init__(self, sock: socket.socket, pace: Pace, nbytes: int, scratch: memoryview) -> None:
+        super().__init__(sock, pace)
+        self._nbytes = self._left = nbytes
         self._scratch = scratch
 
     @property
