@@ -2,7 +2,21 @@
 
 from __future__ import annotations
 
-from fuzz.targets import chunked, disk_files, fields, formats, forms, keys, kvapi, policies, requests, sigv2, sigv4, xml
+from fuzz.targets import (
+    chunked,
+    disk_files,
+    fields,
+    formats,
+    forms,
+    heads,
+    keys,
+    kvapi,
+    policies,
+    requests,
+    sigv2,
+    sigv4,
+    xml,
+)
 from fuzz.targets.base import Target
 
 _FILES = (
@@ -18,6 +32,7 @@ _FILES = (
     disk_files,
     forms,
     keys,
+    heads,
 )  # what takes longest, first
 
 TARGETS: dict[str, Target] = {target.name: target for file in _FILES for target in file.TARGETS}

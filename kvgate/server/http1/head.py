@@ -59,7 +59,7 @@ def parse_head(data: bytes, end: int) -> Head | None:
     if len(request_line) != 3:
         return None
     method, target, version = request_line
-    if version != "HTTP/1.1" or method not in METHODS or target[:1] != "/" or "#" in target:
+    if version != "HTTP/1.1" or method not in METHODS or target[:1] != "/" or "#" in target or "\t" in target:
         return None
     fields: list[tuple[str, str]] = []
     for line in lines[1:]:
