@@ -90,6 +90,16 @@ class Metrics:
         self.demotion_queue = Gauge(
             "kvgate_demotion_queue_objects", "Objects that wait for their copy in a lower tier", registry=self.registry
         )
+        self.connections = Gauge("kvgate_connections", "Connections to the plain listeners", registry=self.registry)
+        self.refused_connections = self._counter(
+            "kvgate_refused_connections_total", "Connections that were over listen.max_connections"
+        )
+        self.late_connections = Counter(
+            "kvgate_late_connections_total",
+            "Connections that were cut because the peer was too slow, by what was waited for",
+            ["what"],
+            registry=self.registry,
+        )
         self.leases = Gauge("kvgate_leases", "Leases that clients hold", registry=self.registry)
 
     def note_request(self, operation: str, status: int, seconds: float) -> None:

@@ -134,12 +134,14 @@ class PlainFront:
                 return
             sock.setblocking(False)
             if len(self._connections) >= self._config.max_connections:
+                self.metrics.refused_connections.inc()
                 with contextlib.suppress(OSError):
                     sock.send(_TOO_MANY)
                 sock.close()
                 continue
             _tune(sock, address)
             self._connections[sock.fileno()] = Connection(self, listener, sock)
+            self.metrics.connections.inc()
 
     def _pause(self, listener: Listener) -> None:
         self._loop.remove_reader(listener.sock.fileno())
@@ -167,7 +169,8 @@ class PlainFront:
 
     def forget(self, connection: Connection) -> None:
         """A connection is about to end, or to be somebody else's."""
-        self._connections.pop(connection.sock.fileno(), None)
+        del self._connections[connection.sock.fileno()]
+        self.metrics.connections.dec()
 
     def hand_over(self, listener: Listener, sock: socket.socket, received: bytes) -> None:
         """Let aiohttp serve a connection, of which `received` has been read."""
@@ -218,10 +221,12 @@ class PlainFront:
     def _look_after(self, connection: Connection, now: float) -> None:
         """Cut what takes too long."""
         if connection.transfer is not None:
-            connection.transfer.cut_if_late(now)
+            if connection.transfer.cut_if_late(now):
+                self.metrics.late_connections.labels("body").inc()
         elif not connection.busy:
             limit_s = self._config.idle_timeout if connection.idle else self._config.header_timeout
             if now - connection.active_at > limit_s:
+                self.metrics.late_connections.labels("request" if connection.idle else "head").inc()
                 connection.close()
 
 

@@ -72,13 +72,15 @@ class Transfer:
         else:
             self.ended.set_exception(failure)
 
-    def cut_if_late(self, now: float) -> None:
-        """Cut it when nothing has moved for too long, or too little."""
+    def cut_if_late(self, now: float) -> bool:
+        """Cut it when nothing has moved for too long, or too little; whether that was now."""
         pause_s, rate = self.pace
         due = (now - self.began_at - pause_s) * rate
-        if now - self.moved_at > pause_s or self._nbytes - self.left < due:
-            self.late = True
-            self.cut()
+        if self.late or (now - self.moved_at <= pause_s and self._nbytes - self.left >= due):
+            return False
+        self.late = True
+        self.cut()
+        return True
 
 
 class Ended(asyncio.Future[None]):

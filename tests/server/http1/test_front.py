@@ -97,10 +97,13 @@ def test_a_head_that_never_ends_is_cut(hasty: RunningGateway, first: bytes) -> N
             trickling.join()
 
 
-def test_an_idle_connection_is_closed(hasty: RunningGateway) -> None:
+def test_an_idle_connection_is_closed_and_counted(hasty: RunningGateway) -> None:
+    name = 'kvgate_late_connections_total{what="request"}'
+    before = hasty.metrics().get(name, 0)
     with connect(hasty) as sock:
         began = time.monotonic()
         assert 1.5 < ended_after_s(sock, began) < 6
+    assert hasty.metrics()[name] == before + 1
 
 
 @pytest.mark.parametrize("nbytes", [10_000, 8 * MiB], ids=["on the loop", "by a mover"])
@@ -220,6 +223,8 @@ def test_ten_thousand_idle_connections_cost_little_and_stop_nobody(start_gateway
             answer = one_more.recv(65536)
             assert answer.startswith(b"HTTP/1.1 503 ")
             assert b"Retry-After" in answer
+        assert gateway.metrics()["kvgate_connections"] == 10_050
+        assert gateway.metrics()["kvgate_refused_connections_total"] == 1
         for sock in socks[9_000:]:
             sock.close()
         put(gateway, "small", b"other")  # there is room again
