@@ -43,7 +43,13 @@ class Claim(NamedTuple):
 
 def is_signed(request: Request) -> bool:
     """Whether a request claims an identity at all. One that does is never served as an unsigned one."""
-    return "authorization" in request.headers or any(mark in request.raw_query for mark in _MARKS)
+    return "authorization" in request.headers or is_presigned(request)
+
+
+def is_presigned(request: Request) -> bool:
+    """Whether a request's query claims an identity."""
+    query = request.raw_query
+    return bool(query) and any(mark in query for mark in _MARKS)
 
 
 def claimed_access_key(request: Request) -> str:

@@ -43,7 +43,12 @@ Payload = UnsignedPayload | SignedPayload | ChunkedPayload
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The tenant that a request's credential belongs to, and the protection of the request's body."""
+    """The tenant that a request's credential belongs to, and the protection of the request's body.
+
+    signed_by: the access key whose secret has signed this very request in its headers; empty where a URL that was
+               presigned, or a token, stands for it
+    """
 
     tenant: Tenant
     payload: Payload
+    signed_by: str = ""
