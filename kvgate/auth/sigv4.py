@@ -25,7 +25,6 @@ MAX_EXPIRES_S = 7 * 24 * 3600
 
 _CANONICAL_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 _CANONICAL_TEXT = re.compile(r"[A-Za-z0-9._~-]*")
-_CANONICAL_VALUE = re.compile(r"(?:[!-~]+(?: [!-~]+)*)?")
 _BLANKS = re.compile(r"[ \t]+")
 _NOT_SIGNED = frozenset({"authorization", "connection", "expect", "transfer-encoding", "user-agent", "x-amzn-trace-id"})
 
@@ -90,11 +89,12 @@ def canonical_request(
     query:   canonical already
     headers: each signed header's lower-case name and its values as received, sorted by name
     """
-    names, lines = [], []
-    for name, values in headers:
-        names.append(name)
-        lines.append(f"{name}:{','.join([_canonical_value(value) for value in values])}\n")
-    return f"{method}\n{canonical_path(raw_path)}\n{query}\n{''.join(lines)}\n{';'.join(names)}\n{payload_hash}"
+    pairs = list(headers)
+    lines = "".join([f"{name}:{','.join(values)}\n" for name, values in pairs])
+    if " " in lines or "\t" in lines:
+        lines = "".join([f"{name}:{','.join(map(_canonical_value, values))}\n" for name, values in pairs])
+    names = ";".join([name for name, _ in pairs])
+    return f"{method}\n{canonical_path(raw_path)}\n{query}\n{lines}\n{names}\n{payload_hash}"
 
 
 def _canonical_text(text: str) -> str:
@@ -105,8 +105,6 @@ def _canonical_text(text: str) -> str:
 
 def _canonical_value(value: str) -> str:
     """A header's value with single spaces; other white space than HTTP's own, such as U+3000, is text."""
-    if _CANONICAL_VALUE.fullmatch(value):
-        return value
     return _BLANKS.sub(" ", value.strip(" \t"))
 
 
