@@ -50,6 +50,10 @@ class Headers:
         """Every name, once."""
         return self._first.keys()
 
+    def has_any(self, names: frozenset[str]) -> bool:
+        """Whether one of these headers was sent."""
+        return not names.isdisjoint(self._first)
+
     def items(self) -> Iterable[tuple[str, str]]:
         """Every (name, value), repeated names together."""
         if not self._repeated:

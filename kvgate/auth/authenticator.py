@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from kvgate.auth.claim import Claim, is_presigned, is_presigned_v2, parse_claim
 from kvgate.auth.form_claim import FormClaim, parse_form_claim
-from kvgate.auth.identity import ChunkedPayload, ChunkSigning, Identity, Payload, SignedPayload, UnsignedPayload
+from kvgate.auth.identity import UNSIGNED, ChunkedPayload, ChunkSigning, Identity, Payload, SignedPayload
 from kvgate.auth.post_policy import PostPolicy
 from kvgate.auth.session import Sessions
 from kvgate.auth.sigv2 import PresignedV2, check_expiration
@@ -33,7 +33,6 @@ from kvgate.errors import (
 )
 from kvgate.messages import Request
 
-_UNSIGNED = UnsignedPayload()
 _MISMATCH = (
     "the signature is not the one that this access key's secret gives for the request as it arrived; check the secret, "
     "and that no proxy changes the path, the query or a signed header"
@@ -136,14 +135,14 @@ class Authenticator:
             raise MalformedAuthorization(_NO_SECURITY_TOKEN)
         tenant = self.sessions.verify(token)
         payload = headers.get("x-amz-content-sha256")
-        return Identity(tenant, _unsigned_payload(payload) if payload else _UNSIGNED)
+        return Identity(tenant, _unsigned_payload(payload) if payload else UNSIGNED)
 
     def _authenticate_v2(self, claim: PresignedV2) -> Identity:
         tenant, secret_key = self._tenants.credential(claim.access_key)
         claim.check_time(self._clock())
         if not claim.matches(secret_key):
             raise SignatureMismatch(_MISMATCH)
-        return Identity(tenant, _UNSIGNED)
+        return Identity(tenant, UNSIGNED)
 
     def _check_time(self, claim: Claim) -> None:
         age_s = self._clock() - claim.signed_at
@@ -182,7 +181,7 @@ def _payload(claim: Claim, key: bytes) -> Payload:
 def _unsigned_payload(text: str) -> Payload:
     """How a body is protected without signatures of its own."""
     if text == UNSIGNED_PAYLOAD:
-        return _UNSIGNED
+        return UNSIGNED
     if _SHA256.fullmatch(text):
         return SignedPayload(text)
     if text == "STREAMING-UNSIGNED-PAYLOAD-TRAILER":

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
-from email.utils import formatdate
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from kvgate.auth.acl import PRIVATE, parse_canned_acl
@@ -31,6 +32,8 @@ _OVERRIDABLE = (*_STORED, "content-encoding")
 OVERRIDES = {f"response-{name}": name for name in _OVERRIDABLE}
 """Query parameters of GET and HEAD, and the response header that each replaces."""
 
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 
 
@@ -110,7 +113,14 @@ def checksum_headers(record: Record) -> dict[str, str]:
 
 def http_date(mtime_ms: int) -> str:
     """A Last-Modified value: whole seconds."""
-    return formatdate(mtime_ms // 1000, usegmt=True)
+    return _http_date(mtime_ms // 1000)
+
+
+@lru_cache(maxsize=4096)
+def _http_date(seconds: int) -> str:
+    """RFC 9110, section 5.6.7. Unlike `time.strftime` it speaks English in every locale."""
+    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(seconds)
+    return f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} {hour:02}:{minute:02}:{second:02} GMT"
 
 
 def _nbytes(headers: Mapping[str, str]) -> int:
