@@ -46,6 +46,12 @@ class Headers:
             return self._repeated[name]
         return [self._first[name]] if name in self._first else []
 
+    def joined(self, name: str) -> str:
+        """Every value of a header with commas between them; empty when it was not sent."""
+        if self._repeated and name in self._repeated:
+            return ",".join(self._repeated[name])
+        return self._first.get(name, "")
+
     def names(self) -> Iterable[str]:
         """Every name, once."""
         return self._first.keys()

@@ -90,7 +90,8 @@ class Authenticator:
             request.method,
             request.raw_path,
             query,
-            [(name, request.headers.getall(name)) for name in claim.signed_headers],
+            claim.signed_headers,
+            request.headers,
             claim.payload,
         )
         key = signing_key(secret_key, claim.scope)
