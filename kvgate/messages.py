@@ -56,6 +56,10 @@ class Headers:
         """Every name, once."""
         return self._first.keys()
 
+    def all_among(self, names: frozenset[str]) -> bool:
+        """Whether no other headers than these were sent."""
+        return names.issuperset(self._first)
+
     def has_any(self, names: frozenset[str]) -> bool:
         """Whether one of these headers was sent."""
         return not names.isdisjoint(self._first)

@@ -145,7 +145,7 @@ def steps(
     call = Call(request, target, identity.payload)
     operation = route(call)
     access = Access(store, tenants, identity.tenant, None)
-    context = Context(store, "us-east-1", identity.tenant, access)
+    context = Context(store, "us-east-1", identity.tenant, access, {})
 
     async def run() -> Response:
         return await operation.run(context, call)
@@ -174,7 +174,9 @@ def main() -> None:
         description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--requests", type=int, default=400, help="requests a round (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=25, help="rounds, of which the best counts (default: %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=25, help="rounds, of which the best counts (default: %(default)s)"
+    )
     options = parser.parse_args()
     asyncio.run(measure(options.requests, options.rounds))
 

@@ -39,7 +39,7 @@ _MISMATCH = (
 )
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _BEARER = "bearer "
-_NO_SECURITY_TOKEN = "temporary credentials are not issued here; sign without a session token"
+_NOT_TEMPORARY = "temporary credentials are not issued here; sign without a session token"
 _UNSIGNED_CHUNKS = ChunkedPayload(trailer=True, signing=None)
 
 
@@ -133,7 +133,7 @@ class Authenticator:
         if len(headers.getall("authorization")) > 1 or (request.raw_query and is_presigned(request)):
             raise InvalidRequest("a token and another proof of who calls; one of them must go")
         if "x-amz-security-token" in headers:
-            raise MalformedAuthorization(_NO_SECURITY_TOKEN)
+            raise MalformedAuthorization(_NOT_TEMPORARY)
         tenant = self.sessions.verify(token)
         payload = headers.get("x-amz-content-sha256")
         return Identity(tenant, _unsigned_payload(payload) if payload else UNSIGNED)
@@ -164,11 +164,12 @@ def _check_coverage(claim: Claim, request: Request) -> None:
     covered = claim.signed_headers
     if "host" not in covered:
         raise AccessDenied("the host header must be among SignedHeaders")
-    for name in request.headers.names():
-        if name.startswith("x-amz-") and name not in covered:
-            raise AccessDenied(f"the header {name} is sent but not among SignedHeaders")
+    if not request.headers.all_among(claim.sufficient):
+        for name in request.headers.names():
+            if name.startswith("x-amz-") and name not in covered:
+                raise AccessDenied(f"the header {name} is sent but not among SignedHeaders")
     if "x-amz-security-token" in request.headers:
-        raise MalformedAuthorization(_NO_SECURITY_TOKEN)
+        raise MalformedAuthorization(_NOT_TEMPORARY)
 
 
 def _payload(claim: Claim, key: bytes) -> Payload:

@@ -22,6 +22,11 @@ _CREDENTIAL = re.compile(r"([^/]{1,128})/([0-9]{8})/([A-Za-z0-9-]{1,64})/([a-z0-
 _AMZ_DATE = re.compile(r"[0-9]{8}T[0-9]{6}Z")
 _SIGNED_HEADERS = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+(?:;[a-z0-9!#$%&'*+.^_`|~-]+){0,127}")
 _HEX_SIGNATURE = re.compile(r"[0-9a-f]{64}")
+_CHANGE_NOTHING = frozenset(
+    {"authorization", "user-agent", "accept", "accept-encoding", "connection", "content-length"}
+)
+"""Headers that are often left unsigned; any may be whose name does not begin with x-amz-."""
+
 _MARKS = ("X-Amz-Algorithm=", "X-Amz-Credential=", "X-Amz-Signature=", "AWSAccessKeyId=", "Signature=")
 USE_V4 = "configure the client with signature_version='s3v4'"
 _FORM = (
@@ -34,13 +39,15 @@ class Claim(NamedTuple):
     """A signature and everything that it is said to cover.
 
     signed_headers: sorted, each once
-    expires_s: how long a presigned request holds; None when the signature is in the header.
-    payload:   `x-amz-content-sha256`, or UNSIGNED-PAYLOAD for a presigned request without one.
+    sufficient:     the headers that a request may have when it is signed so: these, and some that change nothing
+    expires_s:      how long a presigned request holds; None when the signature is in the header.
+    payload:        `x-amz-content-sha256`, or UNSIGNED-PAYLOAD for a presigned request without one.
     """
 
     access_key: str
     scope: Scope
     signed_headers: tuple[str, ...]
+    sufficient: frozenset[str]
     signature: str
     amz_date: str
     signed_at: float
@@ -104,11 +111,12 @@ def _from_header(authorization: str, request: Request) -> Claim:
     payload = request.headers.get("x-amz-content-sha256")
     if not payload:
         raise InvalidRequest("the header x-amz-content-sha256 is missing; S3 requests must have it")
-    return _claim(access_key, scope, signed_headers, proof, amz_date, signed_at, payload, None)
+    _check_day(scope, amz_date)
+    return Claim(access_key, scope, *signed_headers, proof, amz_date, signed_at, payload)
 
 
 @lru_cache(maxsize=256)
-def _parse_signed_as(text: str) -> tuple[str, Scope, tuple[str, ...]]:
+def _parse_signed_as(text: str) -> tuple[str, Scope, tuple[tuple[str, ...], frozenset[str]]]:
     """The access key, scope and signed headers of an Authorization header; clients send the same all day.
 
     What is remembered follows from `text` alone. Raises MalformedAuthorization.
@@ -142,32 +150,32 @@ def _from_query(request: Request) -> Claim:
     access_key, scope = parse_credential(found["X-Amz-Credential"])
     amz_date = found["X-Amz-Date"]
     payload = found.get("X-Amz-Content-Sha256") or request.headers.get("x-amz-content-sha256") or UNSIGNED_PAYLOAD
-    names, proof = _parse_signed_headers(found["X-Amz-SignedHeaders"]), found["X-Amz-Signature"]
-    return _claim(access_key, scope, names, proof, amz_date, parse_amz_date(amz_date), payload, int(expires))
+    _check_day(scope, amz_date)
+    return Claim(
+        access_key,
+        scope,
+        *_parse_signed_headers(found["X-Amz-SignedHeaders"]),
+        found["X-Amz-Signature"],
+        amz_date,
+        parse_amz_date(amz_date),
+        payload,
+        int(expires),
+    )
 
 
-def _claim(
-    access_key: str,
-    scope: Scope,
-    signed_headers: tuple[str, ...],
-    signature: str,
-    amz_date: str,
-    signed_at: float,
-    payload: str,
-    expires_s: int | None,
-) -> Claim:
+def _check_day(scope: Scope, amz_date: str) -> None:
     if scope.date != amz_date[:8]:
         raise MalformedAuthorization(f"the credential is for {scope.date}, the request of {amz_date[:8]}")
-    return Claim(access_key, scope, signed_headers, signature, amz_date, signed_at, payload, expires_s)
 
 
-def _parse_signed_headers(text: str) -> tuple[str, ...]:
+def _parse_signed_headers(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The names, and `Claim.sufficient`."""
     if not _SIGNED_HEADERS.fullmatch(text):
         raise MalformedAuthorization("SignedHeaders must be lower-case header names with ';' between them")
     names = text.split(";")
     if names != sorted(set(names)):
         raise MalformedAuthorization("SignedHeaders must be sorted, each name once")
-    return tuple(names)
+    return tuple(names), frozenset(names) | _CHANGE_NOTHING
 
 
 def parse_credential(text: str) -> tuple[str, Scope]:

@@ -2,9 +2,9 @@
 
     kvs1.<end, seconds since the epoch>.<access key, base64url>.<HMAC-SHA256 of all before the last dot, hex>
 
-The HMAC's key is derived from the credential's secret, its access key and its tenant, in a domain of its own. So nothing
-is stored; every gateway that has the credential takes the token; and one that has not, or has it with another secret or
-for another tenant, does not.
+The HMAC's key is derived from the credential's secret, its access key and its tenant, in a domain of its own. So
+nothing is stored; every gateway that has the credential takes the token; and one that has not, or has it with another
+secret or for another tenant, does not.
 
 Invariants
 1. A token is accepted only while its credential is the one that it was verified with, and before its end.
@@ -21,9 +21,15 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvgate.auth.tenants import Tenant, Tenants
-from kvgate.errors import ExpiredToken, InvalidToken, UnknownAccessKey, UnsupportedOperation
+from kvgate.errors import ExpiredToken, InvalidArgument, InvalidToken, UnknownAccessKey, UnsupportedOperation
 
+DEFAULT_TTL_S = 900.0
 MIN_TTL_S = 1.0
+"""Less would not be worth asking for, and ends are in whole seconds."""
+
+MAX_TTL_S = 7 * 24 * 3600.0
+"""The most that a gateway can be made to allow: as long as what is presigned is good for."""
+
 _DOMAIN = "kvgate session token v1"
 _TOKEN = re.compile(r"(kvs1\.([1-9][0-9]{0,11})\.([A-Za-z0-9_-]{4,172}))\.([0-9a-f]{64})", re.ASCII)
 _MAX_VERIFIED = 1024
@@ -32,10 +38,11 @@ _INVALID = "the token is none that this gateway accepts: get a new one, or sign 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A token, and the moment of its end in seconds since the epoch."""
+    """A token, the moment of its end in seconds since the epoch, and how long that is from now."""
 
     token: str = field(repr=False)
     expires: int
+    ttl_s: float
 
 
 class _Verified(NamedTuple):
@@ -60,23 +67,24 @@ class Sessions:
         self._max_skew_s = max_skew_s
         self._verified: dict[str, _Verified] = {}
 
-    @property
-    def max_ttl_s(self) -> float:
-        """The longest that a token is good for; 0 when there are none."""
-        return self._max_ttl_s
-
     def issue(self, access_key: str, ttl_s: float) -> Session:
         """A token for a credential, good for `ttl_s` seconds or for the longest that is allowed, if that is less.
 
-        The caller has proved that it has the credential's secret. Raises UnsupportedOperation where tokens are off.
+        The caller has proved that it has the credential's secret. Raises InvalidArgument for less than MIN_TTL_S,
+        UnsupportedOperation where tokens are off.
         """
         if not self._max_ttl_s:
             raise UnsupportedOperation("session tokens are off here (listen.session_ttl); sign each request")
-        expires = int(self._clock() + min(ttl_s, self._max_ttl_s))
+        if not ttl_s >= MIN_TTL_S:
+            raise InvalidArgument(f"ttl_s: expected at least {MIN_TTL_S:g} s, got {ttl_s:g}")
+        now = self._clock()
+        expires = int(now + min(ttl_s, self._max_ttl_s))
         tenant, secret_key = self._tenants.credential(access_key)
         name = urlsafe_b64encode(access_key.encode()).rstrip(b"=").decode()
         signed = f"kvs1.{expires}.{name}"
-        return Session(f"{signed}.{_proof(tenant.name, access_key, secret_key, signed)}", expires)
+        return Session(
+            f"{signed}.{_proof(tenant.name, access_key, secret_key, signed)}", expires, max(0.0, expires - now)
+        )
 
     def verify(self, token: str) -> Tenant:
         """The tenant that a token speaks for. Raises InvalidToken, ExpiredToken."""

@@ -75,16 +75,18 @@ class S3:
                 call = Call(plain, target, identity.payload)
         access = Access(self._store, self._tenants, caller, self._unsigned)
         owner, bucket = access.resolve(target.bucket)
-        answer.headers = self._origins.headers(request, owner, bucket)
+        settings = access.settings(owner, bucket)
+        if settings:
+            answer.headers = self._origins.headers(request, settings)
         if bucket != target.bucket:
             call = call._replace(target=call.target._replace(bucket=bucket))
         expected = plain.headers.get("x-amz-expected-bucket-owner")
         if expected not in ("", owner.name):
             raise AccessDenied("the bucket is not of the owner that x-amz-expected-bucket-owner names")
-        if bucket:
+        if bucket and (settings or caller is not owner):  # owners may do all that they have set nothing against
             access.check(owner, bucket, call.target.key, operation.policy_action, call.target.query)
         try:
-            return await operation.run(Context(self._store, self._region, owner, access), call)
+            return await operation.run(Context(self._store, self._region, owner, access, settings), call)
         except (NoSuchBucket, NoSuchKey) as error:
             raise access.conceal(owner, bucket, call.key, error) from error
 

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvgate.auth.acl import PRIVATE, parse_canned_acl
 from kvgate.errors import HeadersTooLarge, InvalidArgument
@@ -25,6 +25,7 @@ ACL, TAGGING = "x-amz-acl", "x-amz-tagging"
 ANNOTATIONS = frozenset({ACL, TAGGING})
 MAX_USER_METADATA_NBYTES = 2048
 MAX_STORED_HEADERS_NBYTES = 4096
+_MAX_RECENT = 1024
 DEFAULT_CONTENT_TYPE = "binary/octet-stream"
 
 _STORED = ("cache-control", "content-disposition", "content-language", "content-type", "expires")
@@ -78,6 +79,10 @@ def description(record: Record, *, unchanged: bool = False) -> dict[str, str]:
     if unchanged:
         kept = {name: record.attributes[name] for name in ("cache-control", "expires") if name in record.attributes}
         return {"ETag": f'"{record.etag}"', "Last-Modified": http_date(record.mtime_ms)} | kept
+    return dict(_described(record).headers)
+
+
+def _describe(record: Record) -> dict[str, str]:
     headers = {
         "ETag": f'"{record.etag}"',
         "Last-Modified": http_date(record.mtime_ms),
@@ -103,12 +108,37 @@ def metadata_of(record: Record) -> dict[str, str]:
     }
 
 
-def checksum_headers(record: Record) -> dict[str, str]:
+def checksum_headers(record: Record) -> Mapping[str, str]:
     """The checksum that the object's writer sent, or the store's crc64nvme, and what it was taken of."""
+    return _described(record).checksums
+
+
+def _describe_checksums(record: Record) -> dict[str, str]:
     sent = {name: value for name, value in record.attributes.items() if name.startswith(HEADER_PREFIX)}
     return {"x-amz-checksum-type": "FULL_OBJECT"} | (
         sent or {"x-amz-checksum-crc64nvme": encode_crc64nvme(record.crc64nvme)}
     )
+
+
+class _Described(NamedTuple):
+    """What is said of a record, which is kept so that its place in memory stays its own."""
+
+    record: Record
+    headers: Mapping[str, str]
+    checksums: Mapping[str, str]
+
+
+_recent: dict[int, _Described] = {}
+"""By the place in memory of their records, which are compared by identity: those last described for the first time."""
+
+
+def _described(record: Record) -> _Described:
+    known = _recent.get(id(record))
+    if known is None:
+        if len(_recent) >= _MAX_RECENT:
+            del _recent[next(iter(_recent))]
+        known = _recent[id(record)] = _Described(record, _describe(record), _describe_checksums(record))
+    return known
 
 
 def http_date(mtime_ms: int) -> str:

@@ -139,8 +139,13 @@ _UNSUPPORTED_HEADERS = (
 )
 """Headers, or beginnings of headers, that ask for more than the operation would do."""
 
-_HARMLESS_HEADERS = frozenset({"x-amz-date", "x-amz-content-sha256", "x-amz-checksum-mode"})
-"""Those of nearly every request, not to be compared with the others."""
+_ORDINARY_HEADERS = frozenset(
+    {
+        *("host", "user-agent", "authorization", "accept", "accept-encoding", "connection", "content-length", "range"),
+        *("x-amz-date", "x-amz-content-sha256", "x-amz-checksum-mode", "amz-sdk-invocation-id", "amz-sdk-request"),
+    }
+)
+"""Those of nearly every request: none of them is looked at here."""
 
 _RDMA = frozenset({"x-rdma-info", "x-amz-rdma-token"})
 
@@ -179,10 +184,12 @@ def route(call: Call) -> Operation[Any]:
 
 
 def _check_headers(headers: Headers, operation: Operation[Any]) -> None:
+    if headers.all_among(_ORDINARY_HEADERS):
+        return
     if headers.has_any(_RDMA):  # the sender keeps the body for its network card
         raise RDMANotOffered("bodies are carried by HTTP alone here; send this one without RDMA")
     for name, value in headers.items():
-        if not name.startswith("x-amz-") or name in _HARMLESS_HEADERS or name in operation.headers:
+        if not name.startswith("x-amz-") or name in operation.headers:
             continue
         if name.startswith(_UNSUPPORTED_HEADERS):
             raise UnsupportedOperation(f"the header {name} is not offered")

@@ -63,7 +63,7 @@ def parse_target(raw_path: str, raw_query: str, bucket: str = "") -> Target:
     nbytes = len(key) if key.isascii() else len(key.encode())
     if nbytes > MAX_KEY_NBYTES:
         raise KeyTooLong(f"the key is {nbytes} bytes; at most {MAX_KEY_NBYTES} are accepted")
-    return Target(bucket, key, parse_query(raw_query))
+    return Target(bucket, key, parse_query(raw_query) if raw_query else {})
 
 
 def parse_query(raw_query: str) -> dict[str, str]:

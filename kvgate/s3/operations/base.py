@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
@@ -23,12 +23,14 @@ class Context(NamedTuple):
 
     tenant: the owner of the bucket that is addressed, or the caller where none is
     access: what the caller may do with this and every other bucket
+    settings: what its owner had set for the bucket when the request came
     """
 
     store: Store
     region: str
     tenant: Tenant
     access: Access
+    settings: Mapping[str, str]
 
     @property
     def caller(self) -> str | None:
