@@ -28,6 +28,8 @@ TABLE: dict[type[BaseException], Row] = {
     errors.SignatureMismatch: Row("SignatureDoesNotMatch", 403),
     errors.ClockSkew: Row("RequestTimeTooSkewed", 403),
     errors.ExpiredRequest: Row("AccessDenied", 403),
+    errors.InvalidToken: Row("InvalidToken", 400),
+    errors.ExpiredToken: Row("ExpiredToken", 400),
     # requests
     errors.InvalidRequest: Row("InvalidRequest", 400),
     errors.InvalidArgument: Row("InvalidArgument", 400),

@@ -293,6 +293,14 @@ class ExpiredRequest(AccessDenied):
     """A presigned request after its end."""
 
 
+class InvalidToken(AccessDenied):
+    """A session token that was not issued for a credential as it is now, or not as it was sent."""
+
+
+class ExpiredToken(AccessDenied):
+    """A session token after its end."""
+
+
 # --- client -----------------------------------------------------------------------------------------------------------
 
 

@@ -18,28 +18,64 @@ from kvgate.errors import Overloaded
 class Headers:
     """An immutable multi-map of lower-case header names to values, in the order received."""
 
-    __slots__ = ("_items",)
+    __slots__ = ("_first", "_repeated")
 
     def __init__(self, items: Iterable[tuple[str, str]] = ()) -> None:
-        self._items: dict[str, list[str]] = {}
-        for name, value in items:
-            self._items.setdefault(name.lower(), []).append(value)
+        self._take([(name.lower(), value) for name, value in items])
+
+    @classmethod
+    def lowered(cls, pairs: Sequence[tuple[str, str]]) -> Headers:
+        """As `Headers(pairs)`, of pairs whose names are in lower case already."""
+        headers = cls.__new__(cls)
+        headers._take(pairs)
+        return headers
+
+    def _take(self, pairs: Sequence[tuple[str, str]]) -> None:
+        self._first = dict(pairs)
+        self._repeated: dict[str, list[str]] = {}  # every value of a name that comes more than once
+        if len(self._first) != len(pairs):
+            every: dict[str, list[str]] = {}
+            for name, value in pairs:
+                every.setdefault(name, []).append(value)
+            self._repeated = {name: values for name, values in every.items() if len(values) > 1}
+            self._first |= {name: values[0] for name, values in self._repeated.items()}
 
     def get(self, name: str, default: str = "") -> str:
         """The first value of a header, or `default`."""
-        values = self._items.get(name)
-        return values[0] if values else default
+        return self._first.get(name, default)
 
     def getall(self, name: str) -> list[str]:
         """Every value of a header, in the order received."""
-        return self._items.get(name, [])
+        if name in self._repeated:
+            return self._repeated[name]
+        return [self._first[name]] if name in self._first else []
+
+    def joined(self, name: str) -> str:
+        """Every value of a header with commas between them; empty when it was not sent."""
+        if self._repeated and name in self._repeated:
+            return ",".join(self._repeated[name])
+        return self._first.get(name, "")
+
+    def names(self) -> Iterable[str]:
+        """Every name, once."""
+        return self._first.keys()
+
+    def all_among(self, names: frozenset[str]) -> bool:
+        """Whether no other headers than these were sent."""
+        return names.issuperset(self._first)
+
+    def has_any(self, names: frozenset[str]) -> bool:
+        """Whether one of these headers was sent."""
+        return not names.isdisjoint(self._first)
 
     def items(self) -> Iterable[tuple[str, str]]:
         """Every (name, value), repeated names together."""
-        return ((name, value) for name, values in self._items.items() for value in values)
+        if not self._repeated:
+            return self._first.items()
+        return ((name, value) for name in self._first for value in self.getall(name))
 
     def __contains__(self, name: str) -> bool:
-        return name in self._items
+        return name in self._first
 
 
 Consume = Callable[[memoryview], None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from kvgate.auth.sigv4 import Scope
 from kvgate.auth.tenants import Tenant
@@ -11,6 +12,9 @@ from kvgate.auth.tenants import Tenant
 @dataclass(frozen=True, slots=True)
 class UnsignedPayload:
     """The signature does not cover the body."""
+
+
+UNSIGNED = UnsignedPayload()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +45,13 @@ class ChunkedPayload:
 Payload = UnsignedPayload | SignedPayload | ChunkedPayload
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """The tenant that a request's credential belongs to, and the protection of the request's body."""
+class Identity(NamedTuple):
+    """The tenant that a request's credential belongs to, and the protection of the request's body.
+
+    signed_by: the access key whose secret has signed this very request in its headers; empty where a URL that was
+               presigned, or a token, stands for it
+    """
 
     tenant: Tenant
     payload: Payload
+    signed_by: str = ""

@@ -26,6 +26,8 @@ def with_query_headers(request: Request) -> Request:
 
     Raises InvalidArgument for one that is given twice with different values, or that no header could carry.
     """
+    if not request.raw_query:
+        return request
     if "x-amz-" not in request.raw_query.lower() and "content-" not in request.raw_query:
         return request
     left: list[str] = []

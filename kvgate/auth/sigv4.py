@@ -12,11 +12,13 @@ import hashlib
 import hmac
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
+
+from kvgate.messages import Headers
 
 ALGORITHM = "AWS4-HMAC-SHA256"
 UNSIGNED_PAYLOAD = "UNSIGNED-PAYLOAD"
@@ -25,7 +27,6 @@ MAX_EXPIRES_S = 7 * 24 * 3600
 
 _CANONICAL_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 _CANONICAL_TEXT = re.compile(r"[A-Za-z0-9._~-]*")
-_CANONICAL_VALUE = re.compile(r"(?:[!-~]+(?: [!-~]+)*)?")
 _BLANKS = re.compile(r"[ \t]+")
 _NOT_SIGNED = frozenset({"authorization", "connection", "expect", "transfer-encoding", "user-agent", "x-amzn-trace-id"})
 
@@ -82,19 +83,20 @@ def canonical_request(
     method: str,
     raw_path: str,
     query: str,
-    headers: Iterable[tuple[str, Iterable[str]]],
+    signed: Sequence[str],
+    headers: Headers,
     payload_hash: str,
 ) -> str:
     """The text whose sha256 is signed.
 
     query:   canonical already
-    headers: each signed header's lower-case name and its values as received, sorted by name
+    signed:  the names of the headers that are signed, sorted
+    headers: as received
     """
-    names, lines = [], []
-    for name, values in headers:
-        names.append(name)
-        lines.append(f"{name}:{','.join([_canonical_value(value) for value in values])}\n")
-    return f"{method}\n{canonical_path(raw_path)}\n{query}\n{''.join(lines)}\n{';'.join(names)}\n{payload_hash}"
+    lines = "".join([f"{name}:{headers.joined(name)}\n" for name in signed])
+    if " " in lines or "\t" in lines:
+        lines = "".join([f"{name}:{','.join(map(_canonical_value, headers.getall(name)))}\n" for name in signed])
+    return f"{method}\n{canonical_path(raw_path)}\n{query}\n{lines}\n{';'.join(signed)}\n{payload_hash}"
 
 
 def _canonical_text(text: str) -> str:
@@ -105,8 +107,6 @@ def _canonical_text(text: str) -> str:
 
 def _canonical_value(value: str) -> str:
     """A header's value with single spaces; other white space than HTTP's own, such as U+3000, is text."""
-    if _CANONICAL_VALUE.fullmatch(value):
-        return value
     return _BLANKS.sub(" ", value.strip(" \t"))
 
 
@@ -155,14 +155,14 @@ def sign(
     """
     amz_date, scope = _moment(now, region)
     added = {"x-amz-date": amz_date, "x-amz-content-sha256": payload_hash}
-    signed = _signed_headers({**headers, **added})
+    sent = {**headers, **added}
+    signed = _signed_names(sent)
     canonical = canonical_request(
-        method, raw_path, canonical_query(raw_query), [(name, [value]) for name, value in signed], payload_hash
+        method, raw_path, canonical_query(raw_query), signed, Headers(sent.items()), payload_hash
     )
     proof = signature(signing_key(credential.secret_key, scope), amz_date, scope, canonical)
-    names = ";".join([name for name, _ in signed])
     added["authorization"] = (
-        f"{ALGORITHM} Credential={credential.access_key}/{scope}, SignedHeaders={names}, Signature={proof}"
+        f"{ALGORITHM} Credential={credential.access_key}/{scope}, SignedHeaders={';'.join(signed)}, Signature={proof}"
     )
     return added
 
@@ -183,19 +183,19 @@ def presign(
     headers: lower-case names to values, `host` among them; whoever uses the URL must send the same.
     """
     amz_date, scope = _moment(now, region)
-    signed = _signed_headers(headers)
+    signed = _signed_names(headers)
     added = {
         "X-Amz-Algorithm": ALGORITHM,
         "X-Amz-Credential": f"{credential.access_key}/{scope}",
         "X-Amz-Date": amz_date,
         "X-Amz-Expires": str(expires_s),
-        "X-Amz-SignedHeaders": ";".join([name for name, _ in signed]),
+        "X-Amz-SignedHeaders": ";".join(signed),
     }
     query = "&".join(
         [*([raw_query] if raw_query else []), *[f"{name}={quote(value, safe='~')}" for name, value in added.items()]]
     )
     canonical = canonical_request(
-        method, raw_path, canonical_query(query), [(name, [value]) for name, value in signed], UNSIGNED_PAYLOAD
+        method, raw_path, canonical_query(query), signed, Headers(headers.items()), UNSIGNED_PAYLOAD
     )
     proof = signature(signing_key(credential.secret_key, scope), amz_date, scope, canonical)
     return f"{query}&X-Amz-Signature={proof}"
@@ -206,5 +206,5 @@ def _moment(now: float, region: str) -> tuple[str, Scope]:
     return amz_date, Scope(amz_date[:8], region)
 
 
-def _signed_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    return sorted((name, value) for name, value in headers.items() if name not in _NOT_SIGNED)
+def _signed_names(headers: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in headers if name not in _NOT_SIGNED)

@@ -27,13 +27,14 @@ from yarl import URL
 
 from kvgate.auth.sigv4 import Credential
 from kvgate.client import loader
-from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed
+from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
 from kvgate.client.buffers import ReadableBuffer, pieces, readable, writable
 from kvgate.client.call import Call, Calls
 from kvgate.client.download import Download
 from kvgate.client.endpoint import parse_endpoint
+from kvgate.client.session import SessionToken
 from kvgate.client.values import Bucket, Entry, Match, Object, ObjectInfo, Stats, TenantInfo
-from kvgate.errors import DeadlineExceeded, GatewayUnavailable
+from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable
 from kvgate.messages import Headers
 
 _WRITE_NBYTES = 1 << 20
@@ -59,6 +60,7 @@ class AsyncClient:
         deadline_s: float = 5.0,
         max_connections: int = 8,
         tls: ssl.SSLContext | None = None,
+        use_session: bool = False,
     ) -> None:
         """No I/O yet, and no event loop needed. The arguments are those of `Client`."""
         endpoint = parse_endpoint(url)
@@ -68,6 +70,7 @@ class AsyncClient:
         self._deadline_s = deadline_s
         self._tls = (tls or ssl.create_default_context()) if endpoint.tls else None
         self._calls = Calls(endpoint, Credential(access_key, secret_key))
+        self._token = SessionToken() if use_session else None
         self._session: ClientSession | None = None
         self._closed = False
 
@@ -206,6 +209,36 @@ class AsyncClient:
 
     @asynccontextmanager
     async def _exchange(self, call: Call[T]) -> AsyncIterator[ClientResponse]:
+        """The response to `call`, with a session token or a signature; see `_carry`."""
+        token = await self._renewed(self._token) if self._token is not None else ""
+        async with self._carry(self._calls.proven(call, token)) as response:
+            if not token or response.status != 400:
+                yield response
+                return
+            answer = await _answer(response)
+        if not refuses_token(answer, call.method):
+            call.read(answer)
+        if self._token is not None:
+            self._token.drop(token)
+        async with self._carry(self._calls.proven(call)) as response:  # nothing of what was refused was carried out
+            yield response
+
+    async def _renewed(self, token: SessionToken) -> str:
+        """The session token to send; empty when the call is to be signed."""
+        if (began := token.begin()) is not None:
+            call = self._calls.session()
+            try:
+                async with self._carry(self._calls.proven(call)) as response:
+                    answer = await _answer(response)
+                token.adopt(call.read(answer), began)
+            except GatewayUnavailable:
+                raise
+            except GatewayError as error:
+                token.refused(error)
+        return token.get()
+
+    @asynccontextmanager
+    async def _carry(self, call: Call[T]) -> AsyncIterator[ClientResponse]:
         """The response to `call`, its body still to be read; what is not read is thrown away with the connection."""
         body = _Views(call.views, repeatable=call.repeatable) if call.views else None
         try:

@@ -7,6 +7,7 @@ with the gateway's own code when it refused, and with the code MalformedAnswer w
 from __future__ import annotations
 
 import math
+import re
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,13 +20,14 @@ import msgpack
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from kvgate.client.values import Bucket, Entry, Match, ObjectInfo, Page, Place, Stats, TenantInfo, TierUsage
+from kvgate.client.values import Bucket, Entry, Match, ObjectInfo, Page, Place, Session, Stats, TenantInfo, TierUsage
 from kvgate.errors import GatewayError
 from kvgate.messages import Headers
 
 MAX_ANSWER_NBYTES = 16 << 20
 """The longest answer that is read, other than the body of an object."""
 
+_TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,1024}")
 _META = "x-amz-meta-"
 
 T = TypeVar("T")
@@ -101,6 +103,20 @@ def read_stats(answer: Answer) -> Stats:
         match_chunks_asked=fields.one("match_chunks_asked", int),
         match_chunks_found=fields.one("match_chunks_found", int),
     )
+
+
+def read_session(answer: Answer) -> Session:
+    accept(answer, 200)
+    fields = _unpacked(answer)
+    session = Session(fields.one("token", str), fields.number("expires_s"))
+    if not _TOKEN.fullmatch(session.token):
+        malformed(answer.status, "token is not one that a header can carry")
+    return session
+
+
+def refuses_token(answer: Answer, method: str) -> bool:
+    """Whether a request was refused for its session token. The answer to a HEAD has no room to say so: then perhaps."""
+    return answer.status == 400 and (method == "HEAD" or _refusal(answer)[0] in ("InvalidToken", "ExpiredToken"))
 
 
 def read_nothing(answer: Answer) -> None:

@@ -1,6 +1,7 @@
-"""Each call to a gateway as signed HTTP, without I/O.
+"""Each call to a gateway as HTTP, without I/O.
 
-A `Call` is everything to send, and how to read what comes back; `Calls` makes one for each thing that a client can ask.
+A `Call` is everything to send, and how to read what comes back; `Calls` makes one for each thing that a client can ask,
+and signs it, or gives it a session token, when it is to be sent.
 Small bodies are signed with their sha256. A chunk's is not: it goes as UNSIGNED-PAYLOAD with its crc64nvme in a signed
 header, which the gateway verifies and keeps, so that the bytes are checked end to end at memory speed.
 """
@@ -11,7 +12,7 @@ import re
 import time
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import Generic, NoReturn, TypeVar
@@ -26,7 +27,7 @@ from kvgate.chunk.key import check_bucket, check_key
 from kvgate.client import answer
 from kvgate.client.answer import Answer
 from kvgate.client.endpoint import Endpoint
-from kvgate.client.values import Bucket, Match, ObjectInfo, Page, Stats, TenantInfo
+from kvgate.client.values import Bucket, Match, ObjectInfo, Page, Session, Stats, TenantInfo
 from kvgate.errors import ConfigError, InvalidArgument
 
 REGION = "us-east-1"
@@ -45,17 +46,24 @@ T = TypeVar("T")
 class Call(Generic[T]):
     """One request, and how to read its answer.
 
-    target:     path and query, exactly as signed
-    views:      the body, of bytes, in order
-    repeatable: whether it may be sent again when nothing came back
+    path, query:  exactly as signed
+    views:        the body, of bytes, in order
+    payload_hash: what a signature says of the body
+    repeatable:   whether it may be sent again when nothing came back
     """
 
     method: str
-    target: str
+    path: str
+    query: str
     headers: Mapping[str, str] = field(repr=False)
     views: tuple[memoryview, ...] = field(repr=False)
+    payload_hash: str
     repeatable: bool
     read: Callable[[Answer], T] = field(repr=False)
+
+    @property
+    def target(self) -> str:
+        return f"{self.path}?{self.query}" if self.query else self.path
 
     @property
     def head(self) -> bytes:
@@ -74,6 +82,23 @@ class Calls:
         self._endpoint = endpoint
         self._credential = credential
         self._clock = clock
+
+    def proven(self, call: Call[T], token: str = "") -> Call[T]:
+        """A call with what proves who asks: the session token, or the signature of this moment where there is none."""
+        proof = {"authorization": f"Bearer {token}"} if token else self._sign(call)
+        return replace(call, headers={**call.headers, **proof})
+
+    def _sign(self, call: Call[T]) -> Mapping[str, str]:
+        return sign(
+            self._credential,
+            call.method,
+            call.path,
+            call.query,
+            call.headers,
+            region=REGION,
+            now=self._clock(),
+            payload_hash=call.payload_hash,
+        )
 
     # --- KV calls ---
 
@@ -96,6 +121,9 @@ class Calls:
     def release(self, lease: str) -> Call[None]:
         """Repeatable, because what did not arrive released nothing."""
         return self._ask("/_kv/v1/release", {"lease": lease}, answer.read_nothing)
+
+    def session(self) -> Call[Session]:
+        return self._ask("/_kv/v1/session", {}, answer.read_session)
 
     # --- objects ---
 
@@ -194,17 +222,7 @@ class Calls:
         for name, value in every.items():
             if not _FIELD.fullmatch(f"{name}: {value}"):
                 raise InvalidArgument(f"the header {name!r} cannot be sent: a name is a token, a value printable ASCII")
-        every |= sign(
-            self._credential,
-            method,
-            path,
-            query,
-            every,
-            region=REGION,
-            now=self._clock(),
-            payload_hash=payload_hash,
-        )
-        return Call(method, f"{path}?{query}" if query else path, every, views, repeatable, read)
+        return Call(method, path, query, every, views, payload_hash, repeatable, read)
 
 
 def _path(bucket: str, key: str | None = None) -> str:

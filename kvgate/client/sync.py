@@ -8,7 +8,7 @@ from typing import Self, TypeVar
 
 from kvgate.auth.sigv4 import Credential
 from kvgate.client import loader
-from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed
+from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
 from kvgate.client.buffers import ReadableBuffer, checksum, readable, writable
 from kvgate.client.call import Call, Calls
 from kvgate.client.connection import Connection
@@ -16,8 +16,9 @@ from kvgate.client.deadline import Deadline
 from kvgate.client.download import Download
 from kvgate.client.endpoint import parse_endpoint
 from kvgate.client.pool import Pool
+from kvgate.client.session import SessionToken
 from kvgate.client.values import Bucket, Entry, Match, Object, ObjectInfo, Stats, TenantInfo
-from kvgate.errors import GatewayUnavailable
+from kvgate.errors import GatewayError, GatewayUnavailable
 from kvgate.messages import Headers
 
 _READ_NBYTES = 64 << 10
@@ -46,6 +47,7 @@ class Client:
         deadline_s: float = 5.0,
         max_connections: int = 8,
         tls: ssl.SSLContext | None = None,
+        use_session: bool = False,
     ) -> None:
         """No I/O yet. Proxies in the environment are ignored.
 
@@ -53,6 +55,8 @@ class Client:
         deadline_s:      for calls that give none
         max_connections: at the same time; further calls wait within their deadlines
         tls:             for https; by default the system's certificates are trusted
+        use_session:     send a session token instead of signing each call, where the gateway gives one. Whoever can
+                         read the connection can use it until it ends: for https and networks that are trusted
         """
         endpoint = parse_endpoint(url)
         context = (tls or ssl.create_default_context()) if endpoint.tls else None
@@ -62,6 +66,7 @@ class Client:
         self._deadline_s = deadline_s
         self._calls = Calls(endpoint, Credential(access_key, secret_key))
         self._pool = Pool(endpoint, context, max_connections)
+        self._session = SessionToken() if use_session else None
 
     def __repr__(self) -> str:
         return f"Client({self._url!r}, {self._access_key!r})"
@@ -220,15 +225,47 @@ class Client:
             self._pool.give(connection)
         return call.read(answer)
 
-    def _send(self, call: Call[T], deadline: Deadline, *, fresh: bool = False) -> tuple[Connection, int, Headers]:
+    def _send(self, call: Call[T], deadline: Deadline) -> tuple[Connection, int, Headers]:
         """A connection on which the answer to `call` has begun. The caller gives it back."""
+        token = self._token(self._session, deadline) if self._session is not None else ""
+        connection, status, headers = self._exchange(self._calls.proven(call, token), deadline)
+        if not token or status != 400:
+            return connection, status, headers
+        try:
+            answer = _answer(connection, status, headers)
+        finally:
+            self._pool.give(connection)
+        if not refuses_token(answer, call.method):
+            call.read(answer)
+        if self._session is not None:
+            self._session.drop(token)
+        return self._exchange(self._calls.proven(call), deadline)  # nothing of what was refused was carried out
+
+    def _token(self, session: SessionToken, deadline: Deadline) -> str:
+        """The session token to send; empty when the call is to be signed."""
+        if (began := session.begin()) is not None:
+            call = self._calls.session()
+            try:
+                connection, status, headers = self._exchange(self._calls.proven(call), deadline)
+                try:
+                    answer = _answer(connection, status, headers)
+                finally:
+                    self._pool.give(connection)
+                session.adopt(call.read(answer), began)
+            except GatewayUnavailable:
+                raise
+            except GatewayError as error:
+                session.refused(error)
+        return session.get()
+
+    def _exchange(self, call: Call[T], deadline: Deadline, *, fresh: bool = False) -> tuple[Connection, int, Headers]:
         connection = self._pool.take(deadline, fresh=fresh)
         try:
             status, headers = connection.exchange(call, deadline)
         except BaseException as error:
             self._pool.give(connection)
             if call.repeatable and connection.went_stale and type(error) is GatewayUnavailable:
-                return self._send(call, deadline, fresh=True)
+                return self._exchange(call, deadline, fresh=True)
             raise
         return connection, status, headers
 

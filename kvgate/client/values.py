@@ -17,6 +17,14 @@ class TenantInfo:
     buckets: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A token to send instead of signatures, and how many seconds from now it is good for."""
+
+    token: str = field(repr=False)
+    expires_s: float
+
+
 class Place(NamedTuple):
     """Where one matched chunk lies, and its size."""
 

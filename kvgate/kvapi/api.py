@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class KVApi:
-    """Answers the calls under /_kv/v1/ from a store, each for the tenant that its signature proves."""
+    """Answers the calls under /_kv/v1/ from a store, each for the tenant that its signature or token proves."""
 
     def __init__(self, store: Store, authenticator: Authenticator, config: KVApiConfig) -> None:
         self._store = store
@@ -51,7 +51,9 @@ class KVApi:
             _check_query(request.raw_query)
             body = await read_body(request, identity.payload, self._config.max_body)
             fields = Fields(await self._members(request, body), call.fields)
-            members = call.run(Context(self._store, self._config, identity.tenant), fields)
+            sessions = self._authenticator.sessions
+            context = Context(self._store, self._config, identity.tenant, sessions, identity.signed_by)
+            members = call.run(context, fields)
             response = Response(200, {"Content-Type": encoding.media_type}, encoding.pack(members))
         except Exception as error:
             response = error_response(error, encoding, method=request.method, request_id=request_id)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvgate.auth.session import Sessions
 from kvgate.auth.tenants import Tenant
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.kvapi.encoding import Members
@@ -17,11 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What a call works on, and for whom."""
+    """What a call works on, and for whom.
+
+    signed_by: see Identity
+    """
 
     store: Store
     config: KVApiConfig
     tenant: Tenant
+    sessions: Sessions
+    signed_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

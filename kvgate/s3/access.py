@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from kvgate.auth.acl import PRIVATE, grants_read
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 BUCKET_ACL = "acl"
 """The setting of a bucket that names its canned ACL, unless it is private."""
 
+_NONE: Mapping[str, str] = MappingProxyType({})
 _MENDED_BY_OWNER = frozenset({"s3:GetBucketPolicy", "s3:PutBucketPolicy", "s3:DeleteBucketPolicy"})
 """What no policy can deny to the owner, who could not undo it."""
 
@@ -56,6 +58,13 @@ class Access:
         if owner is None:
             raise _refusal(self.caller)
         return owner, bucket
+
+    def settings(self, owner: Tenant, bucket: str) -> Mapping[str, str]:
+        """What the owner of a bucket has set for it; nothing where there is no such bucket."""
+        try:
+            return self._store.buckets.get(owner.name, bucket).settings
+        except NoSuchBucket:
+            return _NONE
 
     def check(self, owner: Tenant, bucket: str, key: str, action: str, query: Mapping[str, str]) -> None:
         """Raises AccessDenied unless the caller may do `action` with the object, or with the bucket if `key` is empty.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvgate.auth.authenticator import Authenticator
 from kvgate.auth.claim import is_signed
-from kvgate.auth.identity import UnsignedPayload
+from kvgate.auth.identity import UNSIGNED
 from kvgate.auth.query_headers import with_query_headers
 from kvgate.auth.tenants import Tenant, Tenants
 from kvgate.errors import AccessDenied, NoSuchBucket, NoSuchKey
@@ -24,8 +24,6 @@ from kvgate.s3.target import parse_target
 
 if TYPE_CHECKING:
     from kvgate.store.store import Store
-
-_UNSIGNED = UnsignedPayload()
 
 
 class S3:
@@ -49,25 +47,22 @@ class S3:
         """
         answer = Answer()
         try:
-            await self._answer(request, answer)
+            response = await self._answer(request, answer)
         except Exception as error:
-            answer.response = error_response(
-                error, method=request.method, resource=request.raw_path, request_id=request_id
-            )
-        response = answer.response
+            response = error_response(error, method=request.method, resource=request.raw_path, request_id=request_id)
         response.operation = answer.operation
-        response.headers.update(answer.headers)
+        if answer.headers:
+            response.headers.update(answer.headers)
         response.headers["x-amz-request-id"] = request_id
         return response
 
-    async def _answer(self, request: Request, answer: Answer) -> None:
+    async def _answer(self, request: Request, answer: Answer) -> Response:
         plain = with_query_headers(request)
         target = parse_target(plain.raw_path, plain.raw_query, plain.bucket)
         if request.method == "OPTIONS":
             answer.operation = "Preflight"
-            answer.response = self._origins.preflight(request, target.bucket)
-            return
-        call = Call(plain, target, _UNSIGNED)
+            return self._origins.preflight(request, target.bucket)
+        call = Call(plain, target, UNSIGNED)
         operation = route(call)
         answer.operation = operation.name
         caller = None
@@ -75,30 +70,33 @@ class S3:
             caller, call = await open_form(self._authenticator, call)
         elif is_signed(request):
             identity = self._authenticator.authenticate(request)
-            caller, call = identity.tenant, Call(plain, target, identity.payload)
+            caller = identity.tenant
+            if identity.payload is not UNSIGNED:
+                call = Call(plain, target, identity.payload)
         access = Access(self._store, self._tenants, caller, self._unsigned)
         owner, bucket = access.resolve(target.bucket)
-        answer.headers = self._origins.headers(request, owner, bucket)
+        settings = access.settings(owner, bucket)
+        if settings:
+            answer.headers = self._origins.headers(request, settings)
         if bucket != target.bucket:
-            call = replace(call, target=replace(call.target, bucket=bucket))
+            call = call._replace(target=call.target._replace(bucket=bucket))
         expected = plain.headers.get("x-amz-expected-bucket-owner")
         if expected not in ("", owner.name):
             raise AccessDenied("the bucket is not of the owner that x-amz-expected-bucket-owner names")
-        if bucket:
-            access.check(owner, bucket, call.key, f"s3:{operation.action or operation.name}", call.query)
+        if bucket and (settings or caller is not owner):  # owners may do all that they have set nothing against
+            access.check(owner, bucket, call.target.key, operation.policy_action, call.target.query)
         try:
-            answer.response = await operation.run(Context(self._store, self._region, owner, access), call)
+            return await operation.run(Context(self._store, self._region, owner, access, settings), call)
         except (NoSuchBucket, NoSuchKey) as error:
             raise access.conceal(owner, bucket, call.key, error) from error
 
 
 @dataclass(slots=True)
 class Answer:
-    """What is known of an answer, as far as a request has got.
+    """What is known of an answer before there is one, as far as a request has got.
 
     headers: which it has whatever becomes of the request
     """
 
     operation: str = ""
     headers: Mapping[str, str] = field(default_factory=dict)
-    response: Response = field(default_factory=Response)

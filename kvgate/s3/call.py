@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kvgate.auth.identity import Payload
 from kvgate.messages import Headers, Request
@@ -11,8 +11,7 @@ from kvgate.s3.body import PayloadReader
 from kvgate.s3.target import Target
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """What an operation parses its input from. `payload_form` is how the body is protected."""
 
     request: Request

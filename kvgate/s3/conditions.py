@@ -24,6 +24,8 @@ COPY_SOURCE_HEADERS = frozenset(
 )
 """The conditions of a copy on its source."""
 
+_HEADERS = frozenset({"if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range"})
+
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
@@ -37,7 +39,9 @@ class Conditions:
 
     @classmethod
     def parse(cls, headers: Headers) -> Conditions:
-        """The conditions among a request's headers."""
+        """The conditions among a request's headers; UNCONDITIONAL itself where there are none."""
+        if not headers.has_any(_HEADERS):
+            return UNCONDITIONAL
         return cls(
             if_match=_entity_tags(headers.getall("if-match")),
             if_none_match=_entity_tags(headers.getall("if-none-match")),
@@ -112,6 +116,9 @@ class Conditions:
                 raise PreconditionFailed("If-Match")
         elif self.if_unmodified_since is not None and record.mtime_ms // 1000 > self.if_unmodified_since:
             raise PreconditionFailed("If-Unmodified-Since")
+
+
+UNCONDITIONAL = Conditions()
 
 
 def _entity_tags(values: list[str]) -> tuple[str, ...]:

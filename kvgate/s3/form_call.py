@@ -49,7 +49,7 @@ async def open_form(authenticator: Authenticator, call: Call) -> tuple[Tenant, C
     if "key" not in form.fields:
         raise InvalidArgument("Bucket POST must contain a field named 'key', before the file")
     request = replace(call.request, headers=_headers(form.fields), body=_LimitedFile(form, policy))
-    return tenant, replace(call, request=request, target=replace(call.target, key=form.fields["key"]))
+    return tenant, call._replace(request=request, target=call.target._replace(key=form.fields["key"]))
 
 
 class _LimitedFile:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from kvgate.auth.claim import claimed_access_key
 from kvgate.auth.tenants import Tenant, Tenants
-from kvgate.errors import AccessDenied, InvalidRequest, NoSuchBucket, UnknownAccessKey
+from kvgate.errors import AccessDenied, InvalidRequest, UnknownAccessKey
 from kvgate.messages import Request, Response
 from kvgate.s3.access import Access
 from kvgate.s3.cors import SETTING, VARY, CorsRule, find_rule, parse_cors, preflight_headers, response_headers
@@ -44,26 +44,28 @@ class Origins:
             caller, _ = self._tenants.credential(claimed_access_key(request))
         except UnknownAccessKey:
             caller = None
-        owner, name = Access(self._store, self._tenants, caller, self._unsigned).resolve(bucket)
-        rule = find_rule(self._rules(owner, name), origin, method, wanted)
+        access = Access(self._store, self._tenants, caller, self._unsigned)
+        settings = access.settings(*access.resolve(bucket))
+        rule = find_rule(_rules(settings), origin, method, wanted)
         if rule is None:
             raise AccessDenied(_NO_RULE)
         return Response(200, preflight_headers(rule, origin, method, wanted))
 
-    def headers(self, request: Request, owner: Tenant, bucket: str) -> Mapping[str, str]:
-        """What the answer to a page's request carries, so that the browser lets the page see it."""
-        rules, origin = self._rules(owner, bucket), request.headers.get("origin")
+    def headers(self, request: Request, settings: Mapping[str, str]) -> Mapping[str, str]:
+        """What the answer to a page's request carries, so that the browser lets the page see it.
+
+        settings: of the bucket that the request is for
+        """
+        rules, origin = _rules(settings), request.headers.get("origin")
         rule = find_rule(rules, origin, request.method) if rules and origin else None
         if rule is None:
             return {"Vary": VARY} if rules else {}
         return response_headers(rule, origin)
 
-    def _rules(self, owner: Tenant, bucket: str) -> tuple[CorsRule, ...]:
-        try:
-            document = self._store.buckets.get(owner.name, bucket).settings.get(SETTING)
-        except NoSuchBucket:
-            return ()
-        return _parsed(document) if document else ()
+
+def _rules(settings: Mapping[str, str]) -> tuple[CorsRule, ...]:
+    document = settings.get(SETTING)
+    return _parsed(document) if document else ()
 
 
 @functools.lru_cache(maxsize=1024)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvgate.errors import InvalidArgument, InvalidPartNumber, InvalidRequest, NotModified
 from kvgate.s3.call import Call
-from kvgate.s3.conditions import Conditions
+from kvgate.s3.conditions import UNCONDITIONAL, Conditions
 from kvgate.s3.part_sizes import PartSizes
 from kvgate.s3.ranges import ByteRange, parse_range
 from kvgate.s3.representation import OVERRIDES, check_header_value, checksum_headers, description
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 PARAMETERS = frozenset({*OVERRIDES, "partNumber", VERSION})
 
+_NO_OVERRIDES: Mapping[str, str] = MappingProxyType({})
 _PART_NUMBER = re.compile(r"[1-9][0-9]{0,4}")
 
 
-@dataclass(frozen=True, slots=True)
-class Selection:
+class Selection(NamedTuple):
     """The answer's status and headers, and the bytes [start, stop) of the object that are its body."""
 
     status: int
@@ -33,8 +33,7 @@ class Selection:
     stop: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadInput:
+class ReadInput(NamedTuple):
     """A GET or HEAD of one object.
 
     part_number: an object that was not uploaded in parts has one, which is the whole; clients ask for it to learn more
@@ -53,32 +52,32 @@ class ReadInput:
     @classmethod
     def parse(cls, call: Call) -> ReadInput:
         """Raises InvalidArgument or InvalidRequest."""
-        overrides = {header: call.query[name] for name, header in OVERRIDES.items() if name in call.query}
-        for name, value in overrides.items():
-            check_header_value(f"response-{name}", value)
-        part = call.query.get("partNumber")
+        headers, query = call.request.headers, call.target.query
+        overrides, part = _overrides(query) if query else _NO_OVERRIDES, query.get("partNumber")
         if part is not None and not _PART_NUMBER.fullmatch(part):
             raise InvalidArgument("partNumber must be 1 to 10000")
-        byte_range = parse_range(call.headers.get("range"))
+        asked = headers.get("range")
+        byte_range = parse_range(asked) if asked else None
         if part and byte_range:
             raise InvalidRequest("Range and partNumber cannot go together")
         return cls(
-            bucket=call.bucket,
-            key=call.key,
-            conditions=Conditions.parse(call.headers),
+            bucket=call.target.bucket,
+            key=call.target.key,
+            conditions=Conditions.parse(headers),
             byte_range=byte_range,
             exact_ranges=call.request.exact_ranges,
             part_number=int(part) if part else None,
             overrides=overrides,
-            with_checksums=call.headers.get("x-amz-checksum-mode").upper() == "ENABLED",
+            with_checksums=headers.get("x-amz-checksum-mode").upper() == "ENABLED",
         )
 
     def select(self, record: Record) -> Selection:
         """What to answer for the current object. Raises PreconditionFailed, InvalidRange, InvalidPartNumber."""
-        try:
-            self.conditions.check_read(record)
-        except NotModified:
-            return Selection(304, description(record, unchanged=True), 0, 0)
+        if self.conditions is not UNCONDITIONAL:
+            try:
+                self.conditions.check_read(record)
+            except NotModified:
+                return Selection(304, description(record, unchanged=True), 0, 0)
         headers = description(record)
         start, stop, status = 0, record.nbytes, 200
         if self.byte_range and self.conditions.range_applies(record):
@@ -101,3 +100,10 @@ class ReadInput:
             else:
                 headers[name] = value
         return Selection(status, headers, start, stop)
+
+
+def _overrides(query: Mapping[str, str]) -> dict[str, str]:
+    overrides = {header: query[name] for name, header in OVERRIDES.items() if name in query}
+    for name, value in overrides.items():
+        check_header_value(f"response-{name}", value)
+    return overrides

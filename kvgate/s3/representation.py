@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
-from email.utils import formatdate
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvgate.auth.acl import PRIVATE, parse_canned_acl
 from kvgate.errors import HeadersTooLarge, InvalidArgument
@@ -24,6 +25,7 @@ ACL, TAGGING = "x-amz-acl", "x-amz-tagging"
 ANNOTATIONS = frozenset({ACL, TAGGING})
 MAX_USER_METADATA_NBYTES = 2048
 MAX_STORED_HEADERS_NBYTES = 4096
+_MAX_RECENT = 1024
 DEFAULT_CONTENT_TYPE = "binary/octet-stream"
 
 _STORED = ("cache-control", "content-disposition", "content-language", "content-type", "expires")
@@ -31,6 +33,8 @@ _OVERRIDABLE = (*_STORED, "content-encoding")
 OVERRIDES = {f"response-{name}": name for name in _OVERRIDABLE}
 """Query parameters of GET and HEAD, and the response header that each replaces."""
 
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 
 
@@ -75,6 +79,10 @@ def description(record: Record, *, unchanged: bool = False) -> dict[str, str]:
     if unchanged:
         kept = {name: record.attributes[name] for name in ("cache-control", "expires") if name in record.attributes}
         return {"ETag": f'"{record.etag}"', "Last-Modified": http_date(record.mtime_ms)} | kept
+    return dict(_described(record).headers)
+
+
+def _describe(record: Record) -> dict[str, str]:
     headers = {
         "ETag": f'"{record.etag}"',
         "Last-Modified": http_date(record.mtime_ms),
@@ -100,17 +108,49 @@ def metadata_of(record: Record) -> dict[str, str]:
     }
 
 
-def checksum_headers(record: Record) -> dict[str, str]:
+def checksum_headers(record: Record) -> Mapping[str, str]:
     """The checksum that the object's writer sent, or the store's crc64nvme, and what it was taken of."""
+    return _described(record).checksums
+
+
+def _describe_checksums(record: Record) -> dict[str, str]:
     sent = {name: value for name, value in record.attributes.items() if name.startswith(HEADER_PREFIX)}
     return {"x-amz-checksum-type": "FULL_OBJECT"} | (
         sent or {"x-amz-checksum-crc64nvme": encode_crc64nvme(record.crc64nvme)}
     )
 
 
+class _Described(NamedTuple):
+    """What is said of a record, which is kept so that its place in memory stays its own."""
+
+    record: Record
+    headers: Mapping[str, str]
+    checksums: Mapping[str, str]
+
+
+_recent: dict[int, _Described] = {}
+"""By the place in memory of their records, which are compared by identity: those last described for the first time."""
+
+
+def _described(record: Record) -> _Described:
+    known = _recent.get(id(record))
+    if known is None:
+        if len(_recent) >= _MAX_RECENT:
+            del _recent[next(iter(_recent))]
+        known = _recent[id(record)] = _Described(record, _describe(record), _describe_checksums(record))
+    return known
+
+
 def http_date(mtime_ms: int) -> str:
     """A Last-Modified value: whole seconds."""
-    return formatdate(mtime_ms // 1000, usegmt=True)
+    return _http_date(mtime_ms // 1000)
+
+
+@lru_cache(maxsize=4096)
+def _http_date(seconds: int) -> str:
+    """RFC 9110, section 5.6.7. Unlike `time.strftime` it speaks English in every locale."""
+    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(seconds)
+    return f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} {hour:02}:{minute:02}:{second:02} GMT"
 
 
 def _nbytes(headers: Mapping[str, str]) -> int:

@@ -49,7 +49,7 @@ from kvgate.s3.operations import (
 from kvgate.s3.operations.base import Operation
 
 
-class Resource(enum.Enum):
+class Resource(enum.StrEnum):
     """What a path addresses."""
 
     SERVICE = "service"
@@ -139,6 +139,16 @@ _UNSUPPORTED_HEADERS = (
 )
 """Headers, or beginnings of headers, that ask for more than the operation would do."""
 
+_ORDINARY_HEADERS = frozenset(
+    {
+        *("host", "user-agent", "authorization", "accept", "accept-encoding", "connection", "content-length", "range"),
+        *("x-amz-date", "x-amz-content-sha256", "x-amz-checksum-mode", "amz-sdk-invocation-id", "amz-sdk-request"),
+    }
+)
+"""Those of nearly every request: none of them is looked at here."""
+
+_RDMA = frozenset({"x-rdma-info", "x-amz-rdma-token"})
+
 ACCEPTED_VALUES = {
     "x-amz-acl": {"private", "bucket-owner-full-control"},
     "x-amz-storage-class": {"STANDARD"},
@@ -150,29 +160,33 @@ ACCEPTED_VALUES = {
 
 def route(call: Call) -> Operation[Any]:
     """The operation that a call asks for. Raises UnsupportedOperation naming what is not offered, MethodNotAllowed."""
-    resource = Resource.OBJECT if call.key else Resource.BUCKET if call.bucket else Resource.SERVICE
-    asked = [name for name in call.query if name not in _HARMLESS_PARAMETERS]
-    subresource = next((name for name in asked if name in _SUBRESOURCES[resource]), "")
-    method = call.request.method
+    bucket, key, query = call.target
+    resource = Resource.OBJECT if key else Resource.BUCKET if bucket else Resource.SERVICE
+    method, headers = call.request.method, call.request.headers
+    asked = [name for name in query if name not in _HARMLESS_PARAMETERS] if query else []
+    subresource = next((name for name in asked if name in _SUBRESOURCES[resource]), "") if asked else ""
     asked_for = method, resource, subresource
-    operation = (COPY_ROUTES.get(asked_for) if COPY_SOURCE in call.headers else None) or ROUTES.get(asked_for)
-    known = operation.parameters if operation else frozenset()
-    unknown = [name for name in asked if name != subresource and name not in known]
-    if unknown:
-        raise UnsupportedOperation(
-            f"the query parameter {unknown[0][:64]!r} of {method} on the {resource.value} is not offered"
-        )
+    operation = (COPY_ROUTES.get(asked_for) if COPY_SOURCE in headers else None) or ROUTES.get(asked_for)
+    if asked:
+        known = operation.parameters if operation else frozenset()
+        unknown = [name for name in asked if name != subresource and name not in known]
+        if unknown:
+            raise UnsupportedOperation(
+                f"the query parameter {unknown[0][:64]!r} of {method} on the {resource.value} is not offered"
+            )
     if operation is None and asked_for in _NOT_OFFERED:
         raise UnsupportedOperation(f"?{subresource} of the {resource.value} cannot be set: it is not offered")
     if operation is None:
         of = f"?{subresource} of the {resource.value}" if subresource else f"the {resource.value}"
         raise MethodNotAllowed(f"{method[:16]} is not a method of {of}")
-    _check_headers(call.headers, operation)
+    _check_headers(headers, operation)
     return operation
 
 
 def _check_headers(headers: Headers, operation: Operation[Any]) -> None:
-    if "x-rdma-info" in headers or "x-amz-rdma-token" in headers:  # the sender keeps the body for its network card
+    if headers.all_among(_ORDINARY_HEADERS):
+        return
+    if headers.has_any(_RDMA):  # the sender keeps the body for its network card
         raise RDMANotOffered("bodies are carried by HTTP alone here; send this one without RDMA")
     for name, value in headers.items():
         if not name.startswith("x-amz-") or name in operation.headers:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from kvgate.chunk.key import MAX_KEY_NBYTES, RESERVED_PREFIX, check_bucket
@@ -20,8 +20,7 @@ _PORT = re.compile(r":[0-9]*\Z")
 _BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """An empty `key` addresses the bucket, an empty `bucket` the service."""
 
     bucket: str
@@ -61,10 +60,10 @@ def parse_target(raw_path: str, raw_query: str, bucket: str = "") -> Target:
         key = decode(raw_key)
     except ValueError as error:
         raise InvalidKey(f"the key in the path {error}") from None
-    nbytes = len(key.encode())
+    nbytes = len(key) if key.isascii() else len(key.encode())
     if nbytes > MAX_KEY_NBYTES:
         raise KeyTooLong(f"the key is {nbytes} bytes; at most {MAX_KEY_NBYTES} are accepted")
-    return Target(bucket, key, parse_query(raw_query))
+    return Target(bucket, key, parse_query(raw_query) if raw_query else {})
 
 
 def parse_query(raw_query: str) -> dict[str, str]:

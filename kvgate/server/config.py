@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvgate import config, plugins
+from kvgate.auth.session import MAX_TTL_S, MIN_TTL_S
 from kvgate.auth.tenants import TenantConfig
 from kvgate.chunk.key import check_bucket, split_owner
 from kvgate.config import KiB, MiB, Seconds, Size, option
@@ -50,6 +51,10 @@ class ListenConfig:
         default=Seconds(30.0), help="how long requests in flight may go on after SIGTERM before they are cut"
     )
     max_skew: Seconds = option(default=Seconds(900.0), help="how far a request's time may be from the gateway's")
+    session_ttl: Seconds = option(
+        default=Seconds(3600.0),
+        help="the longest that a session token may be used instead of signatures, at most 7d; 0 turns tokens off",
+    )
     sigv2: bool = option(
         default=True,
         help="accept URLs and forms that are presigned by Signature Version 2, boto3's default in us-east-1",
@@ -82,6 +87,8 @@ class ListenConfig:
                 raise ConfigError(f"{key}: expected 1 to {most}, got {getattr(self, key)}")
         if self.port == self.admin_port != 0:
             raise ConfigError(f"admin_port: expected another port than `port`, got {self.admin_port} for both")
+        if self.session_ttl and not MIN_TTL_S <= self.session_ttl <= MAX_TTL_S:
+            raise ConfigError(f"session_ttl: expected 0, or 1s to 7d, got {self.session_ttl:g} s")
         for domain in self.domains:
             if not _DOMAIN.fullmatch(domain):
                 raise ConfigError(f"domains: expected a host name such as s3.example.com, got {domain!r}")

@@ -53,7 +53,9 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
     assert isinstance(memory, HostTier)
     catalog = next((_catalog_path(tier) for tier in lower if isinstance(tier, DiskTier)), None)
     listen = config.listen
-    authenticator = Authenticator(tenants, time.time, listen.max_skew, sigv2=listen.sigv2)
+    authenticator = Authenticator(
+        tenants, time.time, listen.max_skew, sigv2=listen.sigv2, session_ttl_s=listen.session_ttl
+    )
     tls = _tls(listen)
     domains = sorted(listen.domains, key=len, reverse=True)
     async with contextlib.AsyncExitStack() as stack:

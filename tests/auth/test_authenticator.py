@@ -122,10 +122,12 @@ def test_date_header_serves_without_x_amz_date(authenticator: Authenticator, clo
     date = formatdate(whole, usegmt=True) if form == "http" else amz_date
     signed = [("date", [date]), ("host", [HOST]), ("x-amz-content-sha256", [sigv4.EMPTY_SHA256])]
     scope = sigv4.Scope(amz_date[:8], "us-east-1")
-    canonical = sigv4.canonical_request("GET", "/", "", signed, sigv4.EMPTY_SHA256)
+    headers = [(name, values[0]) for name, values in signed]
+    canonical = sigv4.canonical_request(
+        "GET", "/", "", [name for name, _ in headers], Headers(headers), sigv4.EMPTY_SHA256
+    )
     proof = sigv4.signature(sigv4.signing_key(SECRET_KEY, scope), amz_date, scope, canonical)
     names = ";".join(name for name, _ in signed)
-    headers = [(name, values[0]) for name, values in signed]
     authorization = f"AWS4-HMAC-SHA256 Credential={ACCESS_KEY}/{scope}, SignedHeaders={names}, Signature={proof}"
     request = Request("GET", "/", "", Headers([*headers, ("authorization", authorization)]))
     assert authenticator.authenticate(request).tenant.name == "acme"

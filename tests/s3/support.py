@@ -87,6 +87,10 @@ class Recorded(Headers):
         self.asked.add(name)
         return super().getall(name)
 
+    def has_any(self, names: frozenset[str]) -> bool:
+        self.asked |= names
+        return super().has_any(names)
+
     def __contains__(self, name: str) -> bool:
         self.asked.add(name)
         return super().__contains__(name)

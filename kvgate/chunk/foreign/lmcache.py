@@ -29,7 +29,7 @@ class LMCacheParser:
 
     def parse(self, key: str) -> ForeignKey | None:
         """See KeyParser."""
-        match = _KEY.fullmatch(key)
+        match = _KEY.fullmatch(key) if "@" in key else None
         if match is None:
             return None
         model, ranks, chunk_hash, rest = match.groups()

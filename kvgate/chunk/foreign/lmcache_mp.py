@@ -25,7 +25,7 @@ class LMCacheMPParser:
 
     def parse(self, key: str) -> ForeignKey | None:
         """See KeyParser."""
-        match = _KEY.fullmatch(key)
+        match = _KEY.fullmatch(key) if "@" in key else None
         if match is None:
             return None
         model, place, chunk_hash, salt = match.groups("")

@@ -18,6 +18,7 @@ import re
 from kvgate.chunk.foreign.base import MAX_MODEL_CHARS, NO_CONTROL, UNKNOWN_MODEL, ForeignKey
 from kvgate.chunk.foreign.lmcache import DTYPE, HASH, NUMBER
 
+_DIGITS = frozenset("0123456789")
 _DEVICE_ID = re.compile(r"0|[1-9][0-9]{0,19}")
 _SLOT = re.compile(r"obj_(?:0|[1-9][0-9]{0,9})_[0-9a-f]{4}")
 _FLAT = re.compile(
@@ -31,11 +32,11 @@ class NixlObjParser:
 
     def parse(self, key: str) -> ForeignKey | None:
         """See KeyParser."""
-        if _DEVICE_ID.fullmatch(key):
+        if key[:1] in _DIGITS and _DEVICE_ID.fullmatch(key):
             return ForeignKey("nixl", UNKNOWN_MODEL, "device id", key) if int(key) < 2**64 else None
-        if _SLOT.fullmatch(key):
+        if key.startswith("obj_") and _SLOT.fullmatch(key):
             return ForeignKey("nixl", UNKNOWN_MODEL, "slot", key)
-        match = _FLAT.fullmatch(key)
+        match = _FLAT.fullmatch(key) if "_" in key else None
         if match is None:
             return None
         model, ranks, chunk_hash, rest = match.groups()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 from kvgate.auth.tenants import Tenant
 from kvgate.messages import Response
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
 Input = TypeVar("Input")
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """What an operation works on, and for whom.
 
     tenant: the owner of the bucket that is addressed, or the caller where none is
     access: what the caller may do with this and every other bucket
+    settings: what its owner had set for the bucket when the request came
     """
 
     store: Store
     region: str
     tenant: Tenant
     access: Access
+    settings: Mapping[str, str]
 
     @property
     def caller(self) -> str | None:
@@ -56,11 +57,17 @@ class Operation(Generic[Input]):
     headers: frozenset[str] = frozenset()
     action: str = ""
     form: bool = False
+    policy_action: str = field(init=False)
+    """`action`, as bucket policies write it."""
 
-    async def run(self, context: Context, call: Call) -> Response:
-        """Parse, then carry out. Raises NoSuchVersion where another version is asked for than the one there is."""
-        check_version(call.query)
-        return await self.carry_out(context, self.parse(call))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "policy_action", f"s3:{self.action or self.name}")
+
+    def run(self, context: Context, call: Call) -> Awaitable[Response]:
+        """Parse, to carry out. Raises NoSuchVersion where another version is asked for than the one there is."""
+        if call.query:
+            check_version(call.query)
+        return self.carry_out(context, self.parse(call))
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,14 +115,14 @@ async def copy_object(context: Context, input: CopyObjectInput) -> Response:
                 checksum = await append_copy(write, read, 0, source.nbytes, algorithm)
                 attributes = {**input.describe(source), **checksum}
                 record = await write.commit(attributes, input.conditions.for_write())
-    checksum = checksum_headers(record)
+    checksums = checksum_headers(record)
     body = document(
         "CopyObjectResult",
         [
             ("LastModified", iso_date(record.mtime_ms)),
             ("ETag", f'"{record.etag}"'),
-            *part_elements(checksum),
-            ("ChecksumType", checksum[TYPE_HEADER]),
+            *part_elements(checksums),
+            ("ChecksumType", checksums[TYPE_HEADER]),
         ],
     )
     headers = {"Content-Type": "application/xml", **expiration_headers(context.store, record)}
