@@ -20,6 +20,8 @@ _LONGEST_METHOD = max(map(len, METHODS))
 _BEGINNING = re.compile(rf"({'|'.join(sorted(METHODS))}) ".encode())
 _TEXT = bytes([9, 10, 13, *range(32, 127)])
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_UNUSUAL = frozenset({"transfer-encoding", "upgrade"})
+_FRAMING = frozenset({"content-length", "expect", "connection"}) | _UNUSUAL
 _MAX_LENGTH_DIGITS = 16
 _MAX_HEADERS = 256
 _MAX_KNOWN_NAMES = 1024
@@ -36,9 +38,9 @@ class Head(NamedTuple):
     raw_query: str
     headers: Headers
     nbytes: int
-    content_length: int
-    expects_continue: bool
-    closes: bool
+    content_length: int = 0
+    expects_continue: bool = False
+    closes: bool = False
 
 
 def may_begin_head(data: bytes) -> bool:
@@ -68,31 +70,28 @@ def parse_head(data: bytes, end: int) -> Head | None:
         if not (colon and lower):
             return None
         fields.append((lower, value.strip(" \t")))
-    return _framed(method, target, Headers(fields), end + 4)
-
-
-def _framed(method: str, target: str, headers: Headers, nbytes: int) -> Head | None:
-    """The head, if its fields say in the common way where the message ends."""
-    if "transfer-encoding" in headers or "upgrade" in headers or len(headers.getall("host")) != 1:
+    headers = Headers.lowered(fields)
+    if headers.count("host") != 1:
         return None
-    length = 0
-    if "content-length" in headers:
-        texts = headers.getall("content-length")
-        if len(texts) > 1 or not texts[0].isdecimal() or len(texts[0]) > _MAX_LENGTH_DIGITS:
-            return None
-        length = int(texts[0])
-    expects = closes = False
-    if "expect" in headers:
-        expects = headers.get("expect").lower() == "100-continue"
-        if not expects:
-            return None
-    if "connection" in headers:
-        option = headers.get("connection").lower()
-        closes = option == "close"
-        if not (closes or option == "keep-alive") or len(headers.getall("connection")) > 1:
-            return None
     raw_path, _, raw_query = target.partition("?")
-    return Head(method, raw_path, raw_query, headers, nbytes, length, expects, closes)
+    if not headers.has_any(_FRAMING):
+        return Head(method, raw_path, raw_query, headers, end + 4)
+    return _framed(Head(method, raw_path, raw_query, headers, end + 4))
+
+
+def _framed(head: Head) -> Head | None:
+    """The head with what its fields say of the message, if they say it in the common way."""
+    headers = head.headers
+    if headers.has_any(_UNUSUAL) or headers.repeats_any(_FRAMING):
+        return None
+    length = headers.get("content-length", "0")
+    if not length.isdecimal() or len(length) > _MAX_LENGTH_DIGITS:
+        return None
+    expected = headers.get("expect").lower()
+    option = headers.get("connection", "keep-alive").lower()
+    if expected not in ("", "100-continue") or option not in ("keep-alive", "close"):
+        return None
+    return head._replace(content_length=int(length), expects_continue=bool(expected), closes=option == "close")
 
 
 def _lower(name: str) -> str:
