@@ -74,30 +74,29 @@ class Connection:
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def on_event(self) -> None:
-        """Go on: the socket can be read or written, or has failed."""
+    def on_event(self) -> bool:
+        """Go on: the socket can be read or written, or has failed. Whether `serve` is to be called."""
         if self.busy:
             if self._on_loop and self.transfer is not None:
                 self._step(self.transfer)
-            return
+            return False
         try:
             data = self.sock.recv(_HEAD_NBYTES)
         except BlockingIOError:
-            return
+            return False
         except OSError:
-            self.close()
-            return
+            data = b""
         if not data:
             self.close()
-            return
+            return False
         if self._received:
             self._received += data
         else:
             self._received = data
             self.active_at = time.monotonic()
-        self._serve_received()
+        return True
 
-    def _serve_received(self) -> None:
+    def serve(self) -> None:
         """Answer the requests whose heads have come; the last one may still be under way then."""
         while self._received and not (self.busy or self.closed):
             end = self._received.find(b"\r\n\r\n")
@@ -136,13 +135,17 @@ class Connection:
             if keep and body.left:
                 keep = await self._discard(body.left)
         finally:
-            self.busy = False
-            self.active_at = time.monotonic()
             if not keep:
                 self.close()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Wait for the next request."""
+        self.busy = False
+        self.active_at = time.monotonic()
         if not self.closed and self._interest != select.EPOLLIN:  # others went on meanwhile, and nobody serves this
             self._watch(select.EPOLLIN)
-            self._front.call_soon(self._serve_received)
+            self._front.call_soon(self.serve)
 
     async def _answer(self, head: Head, body: Body, response: Response) -> bool:
         """Send a response; whether another request may follow."""
@@ -169,6 +172,8 @@ class Connection:
         head = self._front.head_writer.write(response, close=close)
         if isinstance(content, bytes):
             whole = head if method == "HEAD" or response.content_length is not None else head + content
+            if not close and not self._received and self._front.send_later(self, whole):
+                return
             if (sent := self._send_now(whole)) < len(whole):
                 await self.send([memoryview(whole)[sent:]])
             return
@@ -179,6 +184,26 @@ class Connection:
             self.metrics.sent_bytes.inc(sum(map(len, batch)))
         if first:
             await self.send(first)
+
+    def send_answer(self, whole: bytes) -> None:
+        """Send what `send_later` took; the request that it answers is over already."""
+        try:
+            sent = self._send_now(whole)
+        except OSError:
+            self.close()
+            return
+        if sent < len(whole):
+            self.busy = True
+            self._watch(0)
+            self._front.spawn(self._send_rest(memoryview(whole)[sent:]))
+
+    async def _send_rest(self, rest: memoryview) -> None:
+        try:
+            await self.send([rest])
+        except (ConnectionError, TimeoutError):
+            self.close()
+        finally:
+            self._go_on()
 
     def _send_now(self, data: bytes) -> int:
         """Send what can be sent without waiting; how much that was."""
