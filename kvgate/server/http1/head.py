@@ -38,9 +38,9 @@ class Head(NamedTuple):
     raw_query: str
     headers: Headers
     nbytes: int
-    content_length: int = 0
-    expects_continue: bool = False
-    closes: bool = False
+    content_length: int
+    expects_continue: bool
+    closes: bool
 
 
 def may_begin_head(data: bytes) -> bool:
@@ -74,14 +74,12 @@ def parse_head(data: bytes, end: int) -> Head | None:
     if headers.count("host") != 1:
         return None
     raw_path, _, raw_query = target.partition("?")
-    if not headers.has_any(_FRAMING):
-        return Head(method, raw_path, raw_query, headers, end + 4)
-    return _framed(Head(method, raw_path, raw_query, headers, end + 4))
+    framing = _framing(headers) if headers.has_any(_FRAMING) else (0, False, False)
+    return framing and Head(method, raw_path, raw_query, headers, end + 4, *framing)
 
 
-def _framed(head: Head) -> Head | None:
-    """The head with what its fields say of the message, if they say it in the common way."""
-    headers = head.headers
+def _framing(headers: Headers) -> tuple[int, bool, bool] | None:
+    """What the fields say of the message, see Head, if they say it in the common way."""
     if headers.has_any(_UNUSUAL) or headers.repeats_any(_FRAMING):
         return None
     length = headers.get("content-length", "0")
@@ -91,7 +89,7 @@ def _framed(head: Head) -> Head | None:
     option = headers.get("connection", "keep-alive").lower()
     if expected not in ("", "100-continue") or option not in ("keep-alive", "close"):
         return None
-    return head._replace(content_length=int(length), expects_continue=bool(expected), closes=option == "close")
+    return int(length), bool(expected), option == "close"
 
 
 def _lower(name: str) -> str:

@@ -50,7 +50,14 @@ class Transfer:
         self.late = False
         self._nbytes = 0
         """How many bytes there are to move."""
-        self.ended = Ended(self)
+        self._ended: Ended | None = None
+
+    @property
+    def ended(self) -> Ended:
+        """What to wait for when a step was not the last. On the event loop."""
+        if self._ended is None:
+            self._ended = Ended(self)
+        return self._ended
 
     @property
     def left(self) -> int:
