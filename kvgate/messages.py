@@ -64,6 +64,10 @@ class Headers:
             return ",".join(self._repeated[name])
         return self._first.get(name, "")
 
+    def is_repeated(self, name: str) -> bool:
+        """Whether a header was sent more than once."""
+        return name in self._repeated
+
     def names(self) -> Iterable[str]:
         """Every name, once."""
         return self._first.keys()

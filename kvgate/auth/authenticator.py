@@ -76,6 +76,8 @@ class Authenticator:
         ExpiredRequest, SignatureMismatch, InvalidToken, ExpiredToken, InvalidRequest, or UnsupportedOperation for an
         ECDSA-signed body.
         """
+        if request.headers.is_repeated("authorization"):
+            raise InvalidRequest("two Authorization headers; one of them must go")
         authorization = request.headers.get("authorization")
         if authorization[: len(_BEARER)].lower() == _BEARER:
             return self._authenticate_token(authorization[len(_BEARER) :], request)
@@ -130,8 +132,8 @@ class Authenticator:
     def _authenticate_token(self, token: str, request: Request) -> Identity:
         """As if the request were signed with an unsigned body: a token says nothing of what comes with it."""
         headers = request.headers
-        if len(headers.getall("authorization")) > 1 or (request.raw_query and is_presigned(request)):
-            raise InvalidRequest("a token and another proof of who calls; one of them must go")
+        if is_presigned(request):
+            raise InvalidRequest("both a token and a presigned query; one of them must go")
         if "x-amz-security-token" in headers:
             raise MalformedAuthorization(_NOT_TEMPORARY)
         tenant = self.sessions.verify(token)
