@@ -30,6 +30,7 @@ check: .venv/installed ## Lint, format, types and layers
 bench: .venv/installed ## Run the load tests, about three minutes
 	timeout 60 .venv/bin/python loadtest/arena.py
 	timeout 60 .venv/bin/python loadtest/chain_hash.py
+	timeout 60 .venv/bin/python loadtest/handle.py
 	timeout 120 .venv/bin/python loadtest/restart.py --objects 100000
 	timeout 120 .venv/bin/python loadtest/throughput.py --quick
 	timeout 120 .venv/bin/python loadtest/soak.py --seconds 15

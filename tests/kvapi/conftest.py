@@ -115,7 +115,9 @@ class OpenedApi:
 @pytest.fixture
 def open_api() -> OpenApi:
     @contextlib.asynccontextmanager
-    async def open_it(*, store: StoreConfig | None = None, **options: Any) -> AsyncIterator[OpenedApi]:
+    async def open_it(
+        *, store: StoreConfig | None = None, session_ttl_s: float = 3600, **options: Any
+    ) -> AsyncIterator[OpenedApi]:
         tenants = Tenants(
             {
                 name: TenantConfig((AccessKeyConfig(f"{name}-key", Secret(SECRET)),), ("bucket",), quota)
@@ -125,7 +127,7 @@ def open_api() -> OpenApi:
         memory = HostTier(HostConfig(capacity=Size(16 * MiB), segment=Size(4 * MiB)))
         config, metrics = store or StoreConfig(), Metrics()
         async with open_store(memory, [], tenants, config=config, metrics=metrics, catalog=None) as opened:
-            api = KVApi(opened, Authenticator(tenants, time.time), KVApiConfig(**options))
+            api = KVApi(opened, Authenticator(tenants, time.time, session_ttl_s=session_ttl_s), KVApiConfig(**options))
             yield OpenedApi(api, opened, tenants)
 
     return open_it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import msgpack
 import pytest
 import yaml
 
+from kvgate.auth.sigv4 import Credential, presign
 from kvgate.kvapi.routes import DOCUMENT, ROUTES
 from kvgate.store.config import StoreConfig
 from tests.client.chunks import SPACE
+from tests.kvapi.conftest import SECRET
 
-MATCH, RELEASE, STATS, TENANT = (f"/_kv/v1/{name}" for name in ("match", "release", "stats", "tenant"))
+MATCH, RELEASE, SESSION, STATS, TENANT = (
+    f"/_kv/v1/{name}" for name in ("match", "release", "session", "stats", "tenant")
+)
 
 
 def question(hashes: Any, **more: Any) -> dict[str, Any]:
@@ -119,6 +124,67 @@ async def test_tenant_gives_the_salt_as_bytes_or_hex(open_api) -> None:
         expected = {"tenant": "alpha", "quota_nbytes": 100 << 20, "buckets": ["bucket"]}
         assert await opened.ask(TENANT) == (200, expected | {"salt": salt.hex()})
         assert await opened.ask(TENANT, packed=True) == (200, expected | {"salt": salt})
+
+
+# --- sessions ---------------------------------------------------------------------------------------------------------
+
+
+async def test_session_is_a_token_that_every_other_call_takes(open_api) -> None:
+    async with open_api() as opened:
+        before = int(time.time())
+        status, session = await opened.ask(SESSION, {"ttl_s": 60})
+        assert status == 200
+        assert before + 59 <= session["expires"] <= before + 62
+        assert 58 < session["expires_s"] <= 60
+        bearer = {"authorization": f"Bearer {session['token']}"}
+        response = await opened.request("GET", TENANT, headers=bearer, signed=False)
+        assert (response.status, json.loads(response.body)["tenant"]) == (200, "alpha")
+        hashes = await opened.put_chunks(1)
+        asked = json.dumps(question([hashes[0].hex()])).encode()
+        response = await opened.request("POST", MATCH, asked, bearer, signed=False)
+        assert (response.status, json.loads(response.body)["matched"]) == (200, 1)
+
+
+async def test_session_is_as_long_as_the_gateway_allows(open_api) -> None:
+    async with open_api(session_ttl_s=100) as opened:
+        assert 98 < (await opened.ask(SESSION, {"ttl_s": 1e9}, packed=True))[1]["expires_s"] <= 100
+        assert 98 < (await opened.ask(SESSION, {}))[1]["expires_s"] <= 100
+        status, answer = await opened.ask(SESSION, {"ttl_s": 0.5})
+        assert (status, answer["code"]) == (400, "InvalidArgument")
+
+
+async def test_sessions_can_be_off(open_api) -> None:
+    async with open_api(session_ttl_s=0) as opened:
+        status, answer = await opened.ask(SESSION, {})
+        assert (status, answer["code"]) == (501, "NotImplemented")
+        assert "listen.session_ttl" in answer["message"]
+
+
+async def test_neither_a_token_nor_a_presigned_url_makes_a_session(open_api) -> None:
+    async with open_api() as opened:
+        token = (await opened.ask(SESSION, {}))[1]["token"]
+        response = await opened.request("POST", SESSION, b"{}", {"authorization": f"Bearer {token}"}, signed=False)
+        assert (response.status, json.loads(response.body)["code"]) == (403, "AccessDenied")
+        url = presign(
+            Credential("alpha-key", SECRET),
+            "POST",
+            SESSION,
+            "",
+            {"host": "gateway"},
+            region="r",
+            now=time.time(),
+            expires_s=60,
+        )
+        response = await opened.request("POST", SESSION, b"{}", query=url, signed=False)
+        assert (response.status, json.loads(response.body)["code"]) == (403, "AccessDenied")
+
+
+async def test_bad_token_is_told_in_the_encoding_of_the_caller(open_api) -> None:
+    async with open_api() as opened:
+        for accept, unpack in (("application/json", json.loads), ("application/msgpack", msgpack.unpackb)):
+            headers = {"authorization": "Bearer kvs1.1.YWxwaGEta2V5." + "0" * 64, "accept": accept}
+            response = await opened.request("GET", STATS, headers=headers, signed=False)
+            assert (response.status, unpack(response.body)["code"]) == (400, "InvalidToken")
 
 
 # --- encodings --------------------------------------------------------------------------------------------------------
