@@ -77,7 +77,9 @@ def test_token_of_another_tenant_sees_nothing(opened: RunningGateway) -> None:
 
 def test_bucket_policy_holds_for_a_token_as_for_a_signature(opened: RunningGateway) -> None:
     statement = {"Principal": {"AWS": "*"}, "Action": "s3:GetObject", "Resource": "arn:aws:s3:::alpha-bucket/*"}
-    shared, denied = ({"Version": "2012-10-17", "Statement": [{"Effect": effect, **statement}]} for effect in ("Allow", "Deny"))
+    shared, denied = (
+        {"Version": "2012-10-17", "Statement": [{"Effect": effect, **statement}]} for effect in ("Allow", "Deny")
+    )
     own, other = token_of(opened), token_of(opened, BETA)
 
     def set_policy(document: dict[str, Any]) -> None:
