@@ -366,6 +366,7 @@ def test_tenants_see_their_own_buckets_only(gateway: RunningGateway, client: Any
     assert client.get_object(Bucket="shared-name", Key="mine")["Body"].read() == b"alpha"
     assert BUCKET not in [item["Name"] for item in beta.list_buckets()["Buckets"]]
     assert refused(beta.get_object, Bucket="shared-name", Key="mine", ExpectedBucketOwner="alpha")[0] == "AccessDenied"
+    beta.delete_object(Bucket="shared-name", Key="mine")  # for the other client
 
 
 def test_wrong_credentials_are_refused(gateway: RunningGateway) -> None:
