@@ -25,7 +25,6 @@ ACL, TAGGING = "x-amz-acl", "x-amz-tagging"
 ANNOTATIONS = frozenset({ACL, TAGGING})
 MAX_USER_METADATA_NBYTES = 2048
 MAX_STORED_HEADERS_NBYTES = 4096
-_MAX_RECENT = 1024
 DEFAULT_CONTENT_TYPE = "binary/octet-stream"
 
 _STORED = ("cache-control", "content-disposition", "content-language", "content-type", "expires")
@@ -35,6 +34,7 @@ OVERRIDES = {f"response-{name}": name for name in _OVERRIDABLE}
 
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+_TWO = tuple(f"{number:02}" for number in range(60))
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 
 
@@ -114,43 +114,45 @@ def checksum_headers(record: Record) -> Mapping[str, str]:
 
 
 def _describe_checksums(record: Record) -> dict[str, str]:
+    headers = {"x-amz-checksum-type": "FULL_OBJECT"}
     sent = {name: value for name, value in record.attributes.items() if name.startswith(HEADER_PREFIX)}
-    return {"x-amz-checksum-type": "FULL_OBJECT"} | (
-        sent or {"x-amz-checksum-crc64nvme": encode_crc64nvme(record.crc64nvme)}
-    )
+    if sent:
+        return headers | sent
+    headers["x-amz-checksum-crc64nvme"] = encode_crc64nvme(record.crc64nvme)
+    return headers
 
 
 class _Described(NamedTuple):
-    """What is said of a record, which is kept so that its place in memory stays its own."""
+    """What is said of a record."""
 
     record: Record
     headers: Mapping[str, str]
     checksums: Mapping[str, str]
 
 
-_recent: dict[int, _Described] = {}
-"""By the place in memory of their records, which are compared by identity: those last described for the first time."""
+_recent: list[_Described | None] = [None] * 1024
+"""The last record described of those whose places in memory share a slot. Records are compared by identity."""
 
 
 def _described(record: Record) -> _Described:
-    known = _recent.get(id(record))
-    if known is None:
-        if len(_recent) >= _MAX_RECENT:
-            del _recent[next(iter(_recent))]
-        known = _recent[id(record)] = _Described(record, _describe(record), _describe_checksums(record))
+    slot = (id(record) >> 4) % len(_recent)
+    known = _recent[slot]
+    if known is None or known.record is not record:
+        known = _recent[slot] = _Described(record, _describe(record), _describe_checksums(record))
     return known
 
 
 def http_date(mtime_ms: int) -> str:
-    """A Last-Modified value: whole seconds."""
-    return _http_date(mtime_ms // 1000)
+    """A Last-Modified value: whole seconds. RFC 9110, section 5.6.7."""
+    days, second = divmod(mtime_ms // 1000, 86400)
+    return f"{_day(days)} {_TWO[second // 3600]}:{_TWO[second // 60 % 60]}:{_TWO[second % 60]} GMT"
 
 
-@lru_cache(maxsize=4096)
-def _http_date(seconds: int) -> str:
-    """RFC 9110, section 5.6.7. Unlike `time.strftime` it speaks English in every locale."""
-    year, month, day, hour, minute, second, weekday, _, _ = time.gmtime(seconds)
-    return f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04} {hour:02}:{minute:02}:{second:02} GMT"
+@lru_cache(maxsize=256)
+def _day(days: int) -> str:
+    """The day that begins so many days after the epoch; unlike `time.strftime` in English in every locale."""
+    year, month, day, _, _, _, weekday, _, _ = time.gmtime(days * 86400)
+    return f"{_DAYS[weekday]}, {day:02} {_MONTHS[month - 1]} {year:04}"
 
 
 def _nbytes(headers: Mapping[str, str]) -> int:
