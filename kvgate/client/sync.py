@@ -35,7 +35,8 @@ class Client:
         GatewayError        the gateway's own refusal (`status`, `code`), or an answer that cannot be used
         InvalidArgument     an argument that cannot be sent; also InvalidKey and InvalidBucketName
     The first two are GatewayErrors too. A call is sent again, once, only when the gateway had ended the kept-alive
-    connection before anything came back, and only when repeating it changes nothing.
+    connection before anything came back, and only when repeating it changes nothing; or when it was refused for its
+    session token, of which nothing was carried out.
     """
 
     def __init__(

@@ -105,6 +105,34 @@ def test_tells_how_the_body_is_protected(authenticator: Authenticator, botocore_
         assert repr(found.signing.key) not in repr(found)
 
 
+def test_what_is_remembered_of_a_header_makes_no_signature_good(
+    authenticator: Authenticator, botocore_signed: Any
+) -> None:
+    request = botocore_signed("GET", "/bucket/key")
+    assert authenticator.authenticate(request).tenant.name == "acme"
+    authorization = request.headers.get("authorization")
+    other = botocore_signed("GET", "/bucket/another").headers.get("authorization")
+    assert other.rpartition("Signature=")[0] == authorization.rpartition("Signature=")[0]
+    for refused in (
+        with_headers(request, authorization=other),
+        with_headers(request, authorization=authorization.replace(ACCESS_KEY, "second-key")),
+        Request("PUT", "/bucket/key", "", request.headers),
+        Request("GET", "/bucket/another", "", request.headers),
+    ):
+        with pytest.raises(SignatureMismatch):
+            authenticator.authenticate(refused)
+    assert authenticator.authenticate(request).tenant.name == "acme"
+
+
+def test_two_authorization_headers_are_refused(authenticator: Authenticator, botocore_signed: Any) -> None:
+    request = botocore_signed("GET")
+    items = list(request.headers.items())
+    for again in (request.headers.get("authorization"), "Basic eDp5"):
+        for twice in ([*items, ("authorization", again)], [("authorization", again), *items]):
+            with pytest.raises(InvalidRequest):
+                authenticator.authenticate(Request("GET", request.raw_path, "", Headers(twice)))
+
+
 def test_any_region_is_accepted(authenticator: Authenticator, botocore_signed: Any) -> None:
     assert authenticator.authenticate(botocore_signed(region="mars-north-7")).tenant.name == "acme"
 
