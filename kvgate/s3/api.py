@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class S3:
-    """Answers S3 requests from a store: for the tenant that a signature or token proves, or for anyone as far as owners let."""
+    """Answers S3 requests from a store: for the tenant that a signature or a token proves, or for anyone who may."""
 
     def __init__(
         self, store: Store, tenants: Tenants, authenticator: Authenticator, region: str, unsigned: Tenant | None = None
