@@ -23,6 +23,7 @@ from kvgate.auth.tenants import Tenant
 from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
 from kvgate.errors import InvalidManifest, NoSuchKey, UnknownSpace
+from kvgate.memory.segment import huge_pages
 from kvgate.messages import views
 from kvgate.metrics import Metrics
 from kvgate.store.buckets import Buckets
@@ -248,6 +249,8 @@ class Store:
             metrics.tier_used_bytes.labels(tier.name).set(usage.nbytes)
             metrics.tier_capacity_bytes.labels(tier.name).set(usage.capacity_nbytes)
             metrics.tier_objects.labels(tier.name).set(residents.total())
+        metrics.ready_bytes.set(placement.copies.memory.arena.ready_nbytes)
+        metrics.huge_pages.set(huge_pages())
         metrics.demotion_queue.set(placement.backlog.count)
         metrics.leases.set(self._leases.count())
         self._foreign.collect()

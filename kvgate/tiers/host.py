@@ -31,6 +31,11 @@ class HostConfig:
     segment: Size = option(
         default=Size(64 * MiB), help="bytes of memory that a tenant gets at a time; tenants never share a segment"
     )
+    prefault: Size = option(
+        default=Size(256 * MiB),
+        help="bytes of `capacity` that are kept ready for what comes next; more for longer bursts into an empty tier, "
+        "0 leaves memory to others until it is needed",
+    )
 
     def __post_init__(self) -> None:
         for key, nbytes in (("capacity", self.capacity), ("segment", self.segment)):
@@ -53,11 +58,12 @@ class HostTier:
     Config = HostConfig
 
     def __init__(self, config: HostConfig) -> None:
-        self.arena = Arena(config.capacity, config.segment)
+        self.arena = Arena(config.capacity, config.segment, config.prefault)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kvgate-host")
 
     async def start(self, found: Callable[[Iterable[tuple[Record, Copy]]], None]) -> None:
         """See Tier. Nothing in memory survives."""
+        self.arena.start()
 
     async def close(self) -> None:
         """See Tier."""
