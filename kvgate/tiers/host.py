@@ -14,7 +14,7 @@ from kvgate.memory.arena import Arena
 from kvgate.memory.digest import block_span, span_of_blocks, verify_blocks
 from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
-from kvgate.tiers.base import Copy, Record, Usage
+from kvgate.tiers.base import Arrived, Copy, Record, Usage
 
 P = ParamSpec("P")
 
@@ -178,7 +178,7 @@ class HostReader:
         self._blocks = copy.blocks
         self._lease = copy.lease.share() if copy.lease is not None else None
 
-    async def read_into(self, start: int, lease: Lease, nbytes: int) -> array[int]:
+    async def read_into(self, start: int, lease: Lease, nbytes: int, arrived: Arrived | None = None) -> array[int]:
         """See Reader."""
         if self._lease is None:
             raise NotInTier("the copy is gone")
