@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 PAGE_NBYTES = 4096
 FOOTER_ALLOWANCE_NBYTES = 4096
-_STEP_NBYTES = BLOCK_NBYTES
-"""So much is read and verified at a time, and can be sent while the next is read."""
-
+_STEPS = 16
+_LONGEST_STEP_NBYTES = 4 << 20
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -114,7 +113,8 @@ class DiskReader:
 
     async def read_into(self, start: int, lease: Lease, nbytes: int, arrived: Arrived | None = None) -> array[int]:
         """See Reader."""
-        steps = [lease.slices(at, min(at + _STEP_NBYTES, nbytes)) for at in range(0, nbytes, _STEP_NBYTES)]
+        step_nbytes = _step_nbytes(nbytes)
+        steps = [lease.slices(at, min(at + step_nbytes, nbytes)) for at in range(0, nbytes, step_nbytes)]
         return await self._tier.run(lease, self._read, start, steps, arrived)
 
     async def close(self) -> None:
@@ -155,6 +155,15 @@ class DiskReader:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+
+
+def _step_nbytes(nbytes: int) -> int:
+    """How much of `nbytes` is read and verified at a time: whole blocks.
+
+    What is sent while the next step is read waits for the last one, so that it should be short; but each step costs
+    some tenths of a millisecond to pass on.
+    """
+    return min(max(nbytes // _STEPS // BLOCK_NBYTES, 1) * BLOCK_NBYTES, _LONGEST_STEP_NBYTES)
 
 
 def footprint(nbytes: int) -> int:
