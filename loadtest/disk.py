@@ -45,16 +45,17 @@ class Round:
 
 
 class Gateway:
-    """A gateway whose memory is empty, and has had the time to prepare some."""
+    """A gateway whose memory is empty, and has had the time to prepare all of it."""
 
-    def __init__(self, folder: Path, memory_nbytes: int, ready_nbytes: int) -> None:
+    def __init__(self, folder: Path, memory_nbytes: int) -> None:
+        """memory_nbytes: a multiple of 8 MiB"""
         ports = [free_port(), free_port()]
         key = {"access_key": ACCESS_KEY, "secret_key": SECRET_KEY}
         config = {
             "listen": {"port": ports[0], "admin_port": ports[1]},
             "tenants": {"load": {"access_keys": [key], "buckets": ["bucket"]}},
             "tiers": {
-                "host": {"capacity": memory_nbytes, "prefault": ready_nbytes},
+                "host": {"capacity": memory_nbytes, "segment": memory_nbytes // 8, "prefault": memory_nbytes},
                 "disk": {"path": str(folder / "disk"), "fsync": True},
             },
         }
@@ -65,7 +66,7 @@ class Gateway:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "kvgate.cli", "serve", "--config", str(path), "--log-level", "warning"]
         )
-        while not ready(self._admin_port) or self._sample("kvgate_ready_bytes") < ready_nbytes:
+        while not ready(self._admin_port) or self._sample("kvgate_ready_bytes") < memory_nbytes:
             if self._process.poll() is not None:
                 raise SystemExit(f"the gateway ended with {self._process.returncode}")
             time.sleep(0.05)
@@ -92,10 +93,8 @@ def measure(folder: Path, *, objects: int, nbytes: int, connections: int, rounds
 
     objects: a multiple of `connections`, each of which reads its own share in order, once
     """
-    segment_nbytes = 64 * MiB
-    ready_nbytes = -(-objects * nbytes // segment_nbytes) * segment_nbytes
-    memory_nbytes = max(2 * ready_nbytes, 8 * segment_nbytes)
-    gateway = Gateway(folder, memory_nbytes, ready_nbytes)
+    memory_nbytes = -(-objects * nbytes * 5 // 4 // (8 * MiB)) * 8 * MiB
+    gateway = Gateway(folder, memory_nbytes)
     with Client(gateway.url, ACCESS_KEY, SECRET_KEY, deadline_s=60) as client:
         for number in range(objects):
             client.put("bucket", f"object-{number}", os.urandom(nbytes))
@@ -110,7 +109,7 @@ def measure(folder: Path, *, objects: int, nbytes: int, connections: int, rounds
             connections, objects, lambda thread, at: read_file(files[at * connections + thread], buffers[thread])
         )
         preadv_cpu_s = time.process_time() - cpu_s
-        gateway = Gateway(folder, memory_nbytes, ready_nbytes)
+        gateway = Gateway(folder, memory_nbytes)
         try:
             drop_from_page_cache(files)
             get_s, get_cpu_s = get_all(gateway, objects, connections, buffers)

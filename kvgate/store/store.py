@@ -23,6 +23,7 @@ from kvgate.auth.tenants import Tenant
 from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
 from kvgate.errors import InvalidManifest, NoSuchKey, UnknownSpace
+from kvgate.memory import heap
 from kvgate.memory.segment import huge_pages
 from kvgate.messages import views
 from kvgate.metrics import Metrics
@@ -265,10 +266,12 @@ class Store:
             for rank, tier in enumerate(self._placement.copies.tiers):
                 await tier.start(partial(survivors.add, rank))
             survivors.install(self._index, self._quota, self._placement.copies.residents)
+            del survivors
             self.multipart.load()
         finally:
             gc.freeze()  # nor need it be looked at later
             gc.enable()
+        heap.trim()
         logger.info("store: open after %.2f s", time.monotonic() - began)
 
     def run(self, tasks: asyncio.TaskGroup) -> None:
