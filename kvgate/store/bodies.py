@@ -111,9 +111,7 @@ class TierBody:
             self.close_streams()
 
     def close_streams(self) -> None:
-        """Give back the windows and the reader, but not the lease on the object."""
-        for fill in self._fills.values():
-            fill.cancel()
+        """Give back the windows and the reader, but not the lease on the object. A read under way keeps its window."""
         for window in self._windows:
             window.release()
         self._placement.copies.spawn(self._reader.close())
@@ -127,9 +125,11 @@ class TierBody:
             raise filled
 
     def _fill(self, begin: int) -> None:
-        window = self._window(begin)
-        nbytes = min(window.nbytes, self._last - begin)
-        self._fills[begin] = self._placement.copies.spawn(self._reader.read_into(begin, window, nbytes))
+        self._fills[begin] = self._placement.copies.spawn(self._read(begin, self._window(begin).share()))
+
+    async def _read(self, begin: int, window: Lease) -> array[int]:
+        with window:
+            return await self._reader.read_into(begin, window, min(window.nbytes, self._last - begin))
 
     def _window(self, begin: int) -> Lease:
         return self._windows[(begin - self._first) // self._windows[0].nbytes % len(self._windows)]

@@ -271,6 +271,18 @@ async def test_one_window_does_where_memory_has_no_room_for_two(open_test_store:
         await at_rest(opened)
 
 
+async def test_body_that_is_closed_before_the_next_read_has_begun_gives_everything_back(
+    open_test_store: OpenStore,
+) -> None:
+    async with open_test_store(memory_nbytes=16 * MiB, window=4 * MiB) as opened:
+        await opened.put("big", BIG)
+        body = await begin(opened, stop=len(BIG), key="big")
+        assert await take(body.batches(), 1) == BIG[: 2 * MiB]
+        body.close()
+        await at_rest(opened)
+        assert opened.memory.arena.used_nbytes == 0
+
+
 @pytest.mark.parametrize("end", ["cancelled", "closed", "failed"])
 async def test_body_that_ends_while_a_window_is_filled_gives_everything_back(
     open_test_store: OpenStore, gate: DiskGate, end: str
