@@ -87,6 +87,16 @@ class Metrics:
         self.tier_objects = Gauge(
             "kvgate_tier_objects", "Objects with a copy in a tier", ["tier"], registry=self.registry
         )
+        self.ready_bytes = Gauge(
+            "kvgate_ready_bytes",
+            "Memory of the host tier that is prepared for new objects and belongs to no tenant yet",
+            registry=self.registry,
+        )
+        self.huge_pages = Gauge(
+            "kvgate_huge_pages",
+            "Whether the system backs the host tier with huge pages: 0 or 1",
+            registry=self.registry,
+        )
         self.demotion_queue = Gauge(
             "kvgate_demotion_queue_objects", "Objects that wait for their copy in a lower tier", registry=self.registry
         )

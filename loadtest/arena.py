@@ -1,8 +1,11 @@
-"""How the arena holds up: cost of a reservation, extents a slot, and refusals, at high occupancy with mixed sizes.
+"""How the arena holds up: what a reservation costs at high occupancy with mixed sizes, and the first touch of memory.
 
 One trace of reservations and releases is made from a seed, and replayed by the arena, by a contiguous first-fit
 allocator of the same capacity, and by one anonymous mapping a slot. Nobody touches the memory: only the bookkeeping is
 measured.
+
+Then bodies of 4 MiB are copied into slots that nobody has used before, as a PUT into an empty tier does: with memory
+that comes when it is touched, with memory from the arena's stock, and once more into slots that have been used.
 
     python loadtest/arena.py --capacity 4GiB --occupancy 0.95 --operations 200000
 """
@@ -118,6 +121,26 @@ def replay(
     return result
 
 
+def first_touch(nbytes: int, prefault_nbytes: int) -> tuple[float, float]:
+    """GB/s at which bodies of 4 MiB are copied into `nbytes` of fresh memory, and into the same memory again."""
+    body = memoryview(bytes(4 * MiB))
+    speeds = []
+    with contextlib.closing(Arena(2 * nbytes, prefault_nbytes=prefault_nbytes)) as arena:
+        arena.start(delay_s=0)
+        while arena.ready_nbytes < prefault_nbytes:
+            time.sleep(0.01)
+        for _ in range(2):
+            leases = [arena.reserve("tenant", len(body)) for _ in range(nbytes // len(body))]
+            began = time.perf_counter()
+            for lease in leases:
+                for view in lease.views:
+                    view[:] = body[: len(view)]
+            speeds.append(nbytes / (time.perf_counter() - began) / 1e9)
+            for lease in leases:
+                lease.release()
+    return speeds[0], speeds[1]
+
+
 def percentile(values: list[int], percent: float) -> int:
     return sorted(values)[min(int(len(values) * percent / 100), len(values) - 1)]
 
@@ -142,6 +165,7 @@ def main() -> None:
     parser.add_argument("--segment", type=parse_size, default=64 * MiB, help="of the arena's segments (default 64MiB)")
     parser.add_argument("--occupancy", type=float, default=0.95, help="share of the capacity in use (default 0.95)")
     parser.add_argument("--operations", type=int, default=200_000, help="reservations and releases (default 200000)")
+    parser.add_argument("--touch", type=parse_size, default=256 * MiB, help="of fresh memory to fill (default 256MiB)")
     parser.add_argument("--seed", type=int, default=0, help="of the trace (default 0)")
     options = parser.parse_args()
 
@@ -164,6 +188,9 @@ def main() -> None:
 
     print(f"{options.operations} operations, {options.occupancy:.0%} of {options.capacity / GiB:g} GiB in use")
     show(results)
+    for name, prefault_nbytes in (("without", 0), ("with", options.touch)):
+        fresh, used = first_touch(options.touch, prefault_nbytes)
+        print(f"{name} prefault: fresh memory is filled at {fresh:.2f} GB/s, used memory at {used:.2f} GB/s")
     print(f"afterwards the arena is {'whole again' if whole else 'NOT WHOLE: pages are lost'}")
     if not whole or results[0].refused:
         raise SystemExit(1)

@@ -70,7 +70,7 @@ def measure(folder: Path, objects: int) -> dict[str, float]:
         "tenants": {
             "load": {"access_keys": [{"access_key": ACCESS_KEY, "secret_key": SECRET_KEY}], "buckets": ["bucket"]}
         },
-        "tiers": {"host": {"capacity": "64MiB"}, "disk": {"path": str(folder), "capacity": "100TiB"}},
+        "tiers": {"host": {"capacity": "64MiB", "prefault": 0}, "disk": {"path": str(folder), "capacity": "100TiB"}},
     }
     path = folder / "kvgate.yaml"
     path.write_text(yaml.safe_dump(config))

@@ -38,7 +38,10 @@ def default_config(folder: Path) -> dict[str, Any]:
             "alpha": {"access_keys": [vars(ALPHA)], "buckets": ["alpha-bucket", "shared-name"]},
             "beta": {"access_keys": [vars(BETA)], "buckets": ["beta-bucket", "shared-name"]},
         },
-        "tiers": {"host": {"capacity": "256MiB"}, "disk": {"path": str(folder / "disk"), "capacity": "2GiB"}},
+        "tiers": {
+            "host": {"capacity": "256MiB", "prefault": "32MiB"},
+            "disk": {"path": str(folder / "disk"), "capacity": "2GiB"},
+        },
         "store": {},
     }
 

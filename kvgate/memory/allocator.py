@@ -79,7 +79,7 @@ class Allocator:
         self.capacity_nbytes = capacity_nbytes
         self.used_nbytes = 0
         self._segment_nbytes = segment_nbytes
-        self._unassigned_nbytes = capacity_nbytes
+        self.unassigned_nbytes = capacity_nbytes  # what new segments may take
         self._spares: dict[int, int] = {}  # segment id: size, the one that emptied first in front
         self._spare_nbytes = 0
         self._segments: dict[int, _Segment] = {}
@@ -89,7 +89,7 @@ class Allocator:
     def headroom(self, owner: str) -> int:
         """The bytes that `owner` could reserve now: its free pages, the unassigned ones, and other owners' spares."""
         own = self._owners.get(owner)
-        everyone = self._unassigned_nbytes + self._spare_nbytes
+        everyone = self.unassigned_nbytes + self._spare_nbytes
         return everyone if own is None else everyone + own.free_nbytes - own.spare_nbytes
 
     def segment_ids(self, owner: str) -> list[int]:
@@ -157,7 +157,7 @@ class Allocator:
         if not own.segment_ids:
             del self._owners[segment.owner]
         self._spare_nbytes -= nbytes
-        self._unassigned_nbytes += nbytes
+        self.unassigned_nbytes += nbytes
 
     def _best_run(self, owner: str, nbytes: int) -> Extent | None:
         """The owner's smallest free run of at least `nbytes`, else its largest; None where it has none at all."""
@@ -170,17 +170,17 @@ class Allocator:
 
     def _make_room_for_segment(self, owner: str, nbytes: int, retired: list[int]) -> int:
         """The size a new segment can have, once enough of other owners' spares are retired for `nbytes` to fit."""
-        if self._unassigned_nbytes < min(nbytes, self._segment_nbytes):
+        if self.unassigned_nbytes < min(nbytes, self._segment_nbytes):
             for segment_id in [spare for spare in self._spares if self._segments[spare].owner != owner]:
                 self.retire(segment_id)
                 retired.append(segment_id)
-                if self._unassigned_nbytes >= min(nbytes, self._segment_nbytes):
+                if self.unassigned_nbytes >= min(nbytes, self._segment_nbytes):
                     break
-        return min(self._segment_nbytes, self._unassigned_nbytes)
+        return min(self._segment_nbytes, self.unassigned_nbytes)
 
     def _open(self, owner: str, nbytes: int) -> Extent:
         segment_id, self._next_id = self._next_id, self._next_id + 1
-        self._unassigned_nbytes -= nbytes
+        self.unassigned_nbytes -= nbytes
         self._segments[segment_id] = _Segment(owner, nbytes)
         self._owners.setdefault(owner, _Owner()).segment_ids.add(segment_id)
         run = Extent(segment_id, 0, nbytes)

@@ -4,7 +4,8 @@ Invariants
 1. A byte belongs to at most one slot, and `used_nbytes` is the sum of the slots' whole pages, never over the capacity.
 2. A reservation succeeds if and only if it fits into `headroom(owner)`, however the free pages are scattered.
 3. Memory that one owner had is never another's: its segment is closed, and the next owner gets a new, zeroed one.
-4. Every segment that the allocator knows has its memory in `_segments`, until the arena is closed.
+4. Every segment that the allocator knows has its memory in `_segments`, until the arena is closed. Together with the
+   stock, which has had no owner yet, they take at most the capacity.
 5. The lock is held for accounting and for opening a segment, never while bytes are copied, cleared or unmapped.
 
 Every method may be called from any thread.
@@ -22,6 +23,7 @@ from kvgate.errors import ArenaFull
 from kvgate.memory.allocator import PAGE_NBYTES, Allocator, Extent, whole_pages
 from kvgate.memory.lease import Lease, Slot
 from kvgate.memory.segment import Segment
+from kvgate.memory.stock import Stock
 
 _LEAST_SEGMENTS = 8
 
@@ -31,20 +33,27 @@ class Arena:
 
     segment_nbytes: how much an owner gets at a time; at most an eighth of the capacity, so that a small arena has room
     for several owners too. A segment takes two descriptors. Raises ValueError for less than a page of either.
+    prefault_nbytes: how much memory `start` keeps ready for new segments, in whole segments
     """
 
-    def __init__(self, capacity_nbytes: int, segment_nbytes: int = 64 * MiB) -> None:
+    def __init__(self, capacity_nbytes: int, segment_nbytes: int = 64 * MiB, prefault_nbytes: int = 0) -> None:
         if capacity_nbytes < PAGE_NBYTES or segment_nbytes < PAGE_NBYTES:
             raise ValueError(f"an arena and its segments have at least {PAGE_NBYTES} bytes")
         share_nbytes = whole_pages(-(-capacity_nbytes // _LEAST_SEGMENTS))
         capacity_nbytes -= capacity_nbytes % PAGE_NBYTES
-        self._allocator = Allocator(capacity_nbytes, min(whole_pages(segment_nbytes), share_nbytes))
+        segment_nbytes = min(whole_pages(segment_nbytes), share_nbytes)
+        self._allocator = Allocator(capacity_nbytes, segment_nbytes)
         self._segments: dict[int, Segment] = {}
         self._lease_count = 0
         self._closed = False
         self._lock = threading.Lock()
+        self._stock = Stock(self._lock, segment_nbytes, prefault_nbytes, lambda: self._allocator.unassigned_nbytes)
         self._abandoned: deque[Slot] = deque()
         self._sweeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvgate-arena")
+
+    def start(self, delay_s: float = 1.0) -> None:
+        """Begin, after `delay_s`, to keep memory ready in the background."""
+        self._stock.start(delay_s)
 
     def reserve(self, owner: str, nbytes: int) -> Lease:
         """A lease on `nbytes` of memory that `owner` alone has had; 0 is allowed and takes none.
@@ -94,6 +103,12 @@ class Arena:
             self._reclaim_abandoned()
             return len(self._segments)
 
+    @property
+    def ready_nbytes(self) -> int:
+        """How much memory is ready for new segments, and belongs to nobody yet."""
+        with self._lock:
+            return self._stock.nbytes
+
     def segments(self, owner: str) -> list[Segment]:
         """The owner's segments, oldest first. One stays open as long as a lease on bytes in it."""
         with self._lock:
@@ -109,6 +124,7 @@ class Arena:
         with self._lock:
             self._closed = True
             segments, self._segments = list(self._segments.values()), {}
+        self._stock.close()
         for segment in segments:
             segment.close()
         self._sweeper.shutdown()
@@ -182,7 +198,9 @@ class Arena:
             self._sweeper.submit(self._segments.pop(segment_id).discard)
         try:
             for segment_id, segment_nbytes in growth.opened.items():
-                self._segments[segment_id] = Segment(segment_id, segment_nbytes)
+                segment = self._stock.take(segment_nbytes) or Segment(segment_id, segment_nbytes)
+                segment.id = segment_id
+                self._segments[segment_id] = segment
         except OSError as error:
             self._allocator.shrink(growth.extents, old_nbytes)
             for segment_id in growth.opened.keys() - self._segments.keys():

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
 import mmap
 import os
+from pathlib import Path
 
 _SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 _DISCARD_STEP_NBYTES = 2 << 20
+_MADV_POPULATE_WRITE = 23
+_madvise = ctypes.CDLL(None, use_errno=True).madvise  # unlike `mmap.madvise`, without the GIL
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 class Segment:
@@ -21,7 +27,7 @@ class Segment:
     def __init__(self, segment_id: int, nbytes: int) -> None:
         self.id = segment_id
         self.nbytes = nbytes
-        fd = os.memfd_create(f"kvgate-{segment_id}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = os.memfd_create("kvgate", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._file = os.fdopen(fd, "r+b", buffering=0)
         try:
             os.ftruncate(fd, nbytes)
@@ -40,6 +46,20 @@ class Segment:
     def fd(self) -> int:
         """The memfd, owned by this object: duplicate it (or send it over a socket) to keep it."""
         return self._file.fileno()
+
+    def populate(self, offset: int, nbytes: int) -> None:
+        """Have the system find, clear and map the pages of [offset, offset + nbytes); what they hold stays.
+
+        Leaves the GIL to others. May go on while another thread closes the segment. Raises OSError, EINVAL before
+        Linux 5.14.
+        """
+        try:
+            start = (ctypes.c_char * nbytes).from_buffer(self._map, offset)
+        except ValueError:  # closed
+            return
+        if _madvise(ctypes.addressof(start), nbytes, _MADV_POPULATE_WRITE):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
 
     def close(self) -> None:
         """Give up the descriptor and the mapping. May be called twice.
@@ -60,3 +80,23 @@ class Segment:
             with contextlib.suppress(OSError):  # then the memory goes with its last mapping
                 self._map.madvise(mmap.MADV_REMOVE, offset, min(_DISCARD_STEP_NBYTES, self.nbytes - offset))
         self.close()
+
+
+def can_populate() -> bool:
+    """Whether the system can populate memory: Linux 5.14 or later."""
+    with mmap.mmap(-1, mmap.PAGESIZE) as page:
+        start = (ctypes.c_char * len(page)).from_buffer(page)
+        unknown = _madvise(ctypes.addressof(start), len(page), _MADV_POPULATE_WRITE) and (
+            ctypes.get_errno() == errno.EINVAL
+        )
+        del start  # else the page could not be unmapped
+    return not unknown
+
+
+def huge_pages() -> bool:
+    """Whether the system backs segments with huge pages, as it is asked to."""
+    try:
+        choice = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled").read_text()
+    except OSError:
+        return False
+    return "[never]" not in choice and "[deny]" not in choice

@@ -13,6 +13,7 @@ Synchronous and pure (no I/O): the store decides here and acts afterwards.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,31 +23,59 @@ from kvgate.chunk.key import RESERVED_PREFIX
 from kvgate.errors import NoSuchBucket
 from kvgate.tiers.base import Copy, Record
 
+Around = tuple[tuple[None, ...], tuple[None, ...]]
+"""The ranks before and after the only one that holds a copy, as the Nones that stand there."""
+
+
+@functools.cache
+def around(rank: int, tiers: int) -> Around:
+    """See Around; equal ones are one object."""
+    return (None,) * rank, (None,) * (tiers - rank - 1)
+
 
 class Entry:
     """One visible object. Compared by identity: a new version of a key is another entry.
 
-    copies: a tier's note of its copy, or None, by the tier's rank (0 is the fastest).
     settled: its way to a lower tier is over (written, refused, or evicted since); it may leave memory.
+
+    There are millions of them, most with a single copy: that one is kept without a tuple around it.
     """
 
-    __slots__ = ("copies", "current", "leases", "pinned", "record", "settled")
+    __slots__ = ("_around", "_held", "current", "leases", "pinned", "record", "settled")
 
-    def __init__(self, record: Record, copies: tuple[Copy | None, ...]) -> None:
+    def __init__(self, record: Record, copies: tuple[Copy | None, ...] | Copy, only: Around | None = None) -> None:
+        """copies: by rank; with `only`, the single copy where that says"""
         self.record = record
-        self.copies = copies
+        self._held = copies
+        self._around = only
         self.leases = 0
         self.pinned = False
         self.current = False
         self.settled = False
 
+    @property
+    def copies(self) -> tuple[Copy | None, ...]:
+        """A tier's note of its copy, or None, by the tier's rank (0 is the fastest)."""
+        if self._around is None:
+            held: tuple[Copy | None, ...] = self._held
+            return held
+        before, after = self._around
+        return (*before, self._held, *after)
+
     def set_copy(self, rank: int, copy: Copy | None) -> None:
         """Note the copy in the tier of this rank, or with None that there is none."""
-        self.copies = (*self.copies[:rank], copy, *self.copies[rank + 1 :])
+        copies = list(self.copies)
+        copies[rank] = copy
+        held = [rank for rank, copy in enumerate(copies) if copy is not None]
+        if len(held) == 1:
+            self._held, self._around = copies[held[0]], around(held[0], len(copies))
+        else:
+            self._held, self._around = tuple(copies), None
 
     def has_copy(self, *ranks: int) -> bool:
         """Whether one of the tiers of these ranks holds a copy."""
-        return any(self.copies[rank] is not None for rank in ranks)
+        copies = self.copies
+        return any(copies[rank] is not None for rank in ranks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import contextlib
 from types import TracebackType
 
-from kvgate.errors import CorruptCopy, NoSuchKey, NotInTier, TierError
-from kvgate.memory.digest import block_span
-from kvgate.memory.lease import Lease
+from kvgate.errors import ArenaFull, CorruptCopy, NoSuchKey, NotInTier, TierError
+from kvgate.memory.digest import BLOCK_NBYTES, block_span
 from kvgate.messages import ResponseBody
 from kvgate.metrics import Metrics
+from kvgate.store.bodies import ArrivingBody, LeasedBody, TierBody
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import MEMORY
 from kvgate.store.index import Entry
@@ -38,9 +38,11 @@ class Read:
         placement.copies.lease(entry)
 
     async def load(self, start: int, stop: int) -> ResponseBody:
-        """The verified bytes [start, stop). Raises NoSuchKey when no good copy is left, TierError, Overloaded.
+        """The bytes [start, stop), the first of them verified. Raises NoSuchKey when no good copy is left, TierError,
+        Overloaded.
 
-        The body takes this lease over: closing the body ends it.
+        What comes from a lower tier is verified as it comes, so that its body may raise TierError before its end.
+        The body takes this lease over: closing it ends the lease.
         """
         entry = self._entry
         assert entry is not None, "a Read is used once"
@@ -55,7 +57,8 @@ class Read:
                 failed[rank] = error
             else:
                 if body is not None:
-                    self._metrics.reads.labels(self._placement.copies.tiers[rank].name).inc()
+                    served_from = rank if isinstance(body, TierBody) else MEMORY
+                    self._metrics.reads.labels(self._placement.copies.tiers[served_from].name).inc()
                     self._entry = None
                     return body
         if failed:
@@ -70,15 +73,33 @@ class Read:
             return LeasedBody(self._placement, entry, lease, start, stop)
         most = self._whole or (stop - start) * _PROMOTE_SHARE >= entry.record.nbytes
         if most and entry.record.nbytes <= self._placement.copies.memory.limit():
-            await self._placement.promotion.promote(entry, rank)
-            if entry.has_copy(MEMORY) or entry.copies[rank] is not copy:
-                return None
+            arrival = self._placement.promotion.begin(entry, rank)
+            if arrival is not None:
+                body = ArrivingBody(self._placement, entry, arrival, start, stop)
+                try:
+                    await arrival.reach(min(start + 1, stop))
+                except BaseException as error:
+                    body.release()
+                    if isinstance(error, CorruptCopy | NotInTier):
+                        return None  # the promotion has dropped the copy, which need not be the one of this rank
+                    raise
+                return body
+        return await self._stream_from(entry, rank, copy, start, stop)
+
+    async def _stream_from(self, entry: Entry, rank: int, copy: Copy, start: int, stop: int) -> TierBody:
+        """A body that needs a window of memory only."""
+        room, tenant = self._placement.room, entry.record.tenant
         first, last = block_span(start, stop, entry.record.nbytes)
-        window_nbytes = min(self._config.window, max(last - first, 1))
-        window = await self._placement.room.reserve_window(entry.record.tenant, window_nbytes, self._config.memory_wait)
-        body = TierBody(self._placement, entry, rank, copy, start, stop, window)
+        window_nbytes = max(last - first, 1)
+        if window_nbytes > self._config.window:
+            window_nbytes = max(BLOCK_NBYTES, self._config.window // 2)
+        windows = [await room.reserve_window(tenant, window_nbytes, self._config.memory_wait)]
+        if windows[0].nbytes < last - first:
+            with contextlib.suppress(ArenaFull):  # then what is sent and what is read take turns
+                windows.append(room.reserve(tenant, windows[0].nbytes))
+        body = TierBody(self._placement, entry, rank, copy, start, stop, windows)
         try:
-            await body.verify()
+            await body.open()
         except BaseException:
             body.close_streams()
             raise
@@ -97,82 +118,3 @@ class Read:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-class LeasedBody:
-    """Bytes that lie in the arena."""
-
-    def __init__(self, placement: Placement, entry: Entry, lease: Lease, start: int, stop: int) -> None:
-        self.nbytes = stop - start
-        self._placement = placement
-        self._entry: Entry | None = entry
-        self._lease = lease
-        self._start, self._stop = start, stop
-
-    async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
-        """See ResponseBody."""
-        yield self._lease.slices(self._start, self._stop)
-
-    def close(self) -> None:
-        """See ResponseBody."""
-        if self._entry is not None:
-            self._placement.copies.unlease(self._entry)
-            self._entry = None
-            self._lease.release()
-
-
-class TierBody:
-    """Bytes that stream from a lower tier through one window of memory.
-
-    Every block is verified before the first byte is sent, so that a bad copy is a miss, and again as it is read for
-    sending, so that no wrong byte leaves: then `batches` raises CorruptCopy, and the connection has to be broken off.
-    """
-
-    def __init__(
-        self, placement: Placement, entry: Entry, rank: int, copy: Copy, start: int, stop: int, window: Lease
-    ) -> None:
-        self.nbytes = stop - start
-        self._placement = placement
-        self._entry: Entry | None = entry
-        self._rank, self._copy = rank, copy
-        self._start, self._stop = start, stop
-        self._first, self._last = block_span(start, stop, entry.record.nbytes)
-        self._window = window
-        self._reader = placement.copies.tiers[rank].open(entry.record, copy)
-        self._filled = (0, 0)
-
-    async def verify(self) -> None:
-        """Read and verify everything once. Raises NotInTier, CorruptCopy or another TierError."""
-        for begin in range(self._first, self._last, self._window.nbytes):
-            await self._fill(begin)
-
-    async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
-        """See ResponseBody. Raises CorruptCopy when the copy has gone bad since it was verified."""
-        assert self._entry is not None, "the body is closed"
-        for begin in range(self._first, self._last, self._window.nbytes):
-            try:
-                await self._fill(begin)
-            except (CorruptCopy, NotInTier) as error:
-                self._placement.copies.drop_bad_copy(self._entry, self._rank, self._copy, error)
-                raise
-            start, stop = max(begin, self._start), min(self._filled[1], self._stop)
-            yield self._window.slices(start - begin, stop - begin)
-
-    def close(self) -> None:
-        """See ResponseBody."""
-        if self._entry is not None:
-            self._placement.copies.unlease(self._entry)
-            self._entry = None
-            self.close_streams()
-
-    def close_streams(self) -> None:
-        """Give back the window and the reader, but not the lease on the object."""
-        self._window.release()
-        self._placement.copies.spawn(self._reader.close())
-
-    async def _fill(self, begin: int) -> None:
-        end = min(begin + self._window.nbytes, self._last)
-        if self._filled != (begin, end):
-            self._filled = (0, 0)
-            await self._reader.read_into(begin, self._window, end - begin)
-            self._filled = (begin, end)

@@ -23,6 +23,8 @@ from kvgate.auth.tenants import Tenant
 from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
 from kvgate.errors import InvalidManifest, NoSuchKey, UnknownSpace
+from kvgate.memory import heap
+from kvgate.memory.segment import huge_pages
 from kvgate.messages import views
 from kvgate.metrics import Metrics
 from kvgate.store.buckets import Buckets
@@ -248,6 +250,8 @@ class Store:
             metrics.tier_used_bytes.labels(tier.name).set(usage.nbytes)
             metrics.tier_capacity_bytes.labels(tier.name).set(usage.capacity_nbytes)
             metrics.tier_objects.labels(tier.name).set(residents.total())
+        metrics.ready_bytes.set(placement.copies.memory.arena.ready_nbytes)
+        metrics.huge_pages.set(huge_pages())
         metrics.demotion_queue.set(placement.backlog.count)
         metrics.leases.set(self._leases.count())
         self._foreign.collect()
@@ -262,10 +266,12 @@ class Store:
             for rank, tier in enumerate(self._placement.copies.tiers):
                 await tier.start(partial(survivors.add, rank))
             survivors.install(self._index, self._quota, self._placement.copies.residents)
+            del survivors
             self.multipart.load()
         finally:
             gc.freeze()  # nor need it be looked at later
             gc.enable()
+        heap.trim()
         logger.info("store: open after %.2f s", time.monotonic() - began)
 
     def run(self, tasks: asyncio.TaskGroup) -> None:

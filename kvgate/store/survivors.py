@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from kvgate.store.cold import AGE_CLASS_BITS, Cold
-from kvgate.store.index import Bucket, Entry, Index
+from kvgate.store.index import Bucket, Entry, Index, around
 from kvgate.store.quota import Quota
 from kvgate.store.residents import Residents
 from kvgate.tiers.base import Copy, Record
@@ -25,7 +25,7 @@ class Survivors:
 
     def add(self, rank: int, batch: Iterable[tuple[Record, Copy]]) -> None:
         """Note copies in the tier of this rank. Where two tiers hold different versions, the faster tier's counts."""
-        before, after = (None,) * rank, (None,) * (self._tiers - rank - 1)
+        only = around(rank, self._tiers)
         tenant = bucket = None
         for record, copy in batch:
             if record.bucket is not bucket or record.tenant is not tenant:
@@ -35,7 +35,7 @@ class Survivors:
             key = record.key
             entry = entries.get(key)
             if entry is None:
-                entry = entries[key] = Entry(record, (*before, copy, *after))
+                entry = entries[key] = Entry(record, copy, only)
                 entry.settled = entry.current = True
                 if key.endswith("/manifest.json"):
                     entry.pinned = key.startswith("kv/")

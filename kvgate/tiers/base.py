@@ -18,6 +18,9 @@ from kvgate.memory.lease import Lease
 Copy = Any
 """A tier's own note of where a copy lies; opaque to everyone else."""
 
+Arrived = Callable[[int], None]
+"""Told of progress: may be called in any thread, any number of times or never."""
+
 NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 
 
@@ -66,10 +69,11 @@ class Upload(Protocol):
 class Reader(Protocol):
     """One open copy. It stays readable while it is open, even if the copy is deleted meanwhile."""
 
-    async def read_into(self, start: int, lease: Lease, nbytes: int) -> array[int]:
+    async def read_into(self, start: int, lease: Lease, nbytes: int, arrived: Arrived | None = None) -> array[int]:
         """Fill the first `nbytes` bytes of `lease` from byte `start` of the object, verified; their blocks' crc64nvme.
 
         `start` is a multiple of BLOCK_NBYTES, and so is `start + nbytes` unless it is the end of the object.
+        arrived: told on the way how many of the first bytes are there and verified, always fewer than `nbytes`
         Raises NotInTier, CorruptCopy, or another TierError. When cancelled, the lease is held until the copy has ended.
         """
 

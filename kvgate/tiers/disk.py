@@ -13,7 +13,6 @@ them if `fsync` is on; otherwise some may be torn, and their reads raise Corrupt
 from __future__ import annotations
 
 import asyncio
-import bisect
 import contextlib
 import errno
 import fcntl
@@ -196,13 +195,15 @@ class DiskTier:
 
     def _remove_orphans(self, live: array[int], newest: int) -> None:
         """Remove the files up to number `newest` that the index did not name at the start."""
-        live = array("Q", sorted(live))
+        named = bytearray(newest // 8 + 1)  # a bit a file
+        for file in live:
+            if file <= newest:
+                named[file >> 3] |= 1 << (file & 7)
         removed = 0
         for file, path in self._files():
             if self._closing:
                 return
-            at = bisect.bisect_left(live, file)
-            if file <= newest and (at == len(live) or live[at] != file):
+            if file <= newest and not named[file >> 3] >> (file & 7) & 1:
                 removed += unlink(Path(path))
         if removed:
             logger.info("disk tier: removed %d files of unfinished writes", removed)

@@ -80,9 +80,12 @@ class DiskIndex:
     def rows(self) -> Iterator[list[tuple[Record, int]]]:
         """Every object and its file, in batches sorted by key within a bucket. Raises sqlite3.DatabaseError."""
         texts: dict[str, Any] = {}
+        lengths: dict[int, int] = {}  # equal ones share one object, as most chunks have one of a few
         for (tenant, bucket), namespace in list(self._namespaces.items()):
             cursor = self._db.execute(_ALL, (namespace,))
             while batch := cursor.fetchmany(BATCH_ROWS):
+                if len(lengths) > BATCH_ROWS:
+                    lengths.clear()
                 try:
                     yield [
                         (
@@ -90,7 +93,7 @@ class DiskIndex:
                                 tenant,
                                 bucket,
                                 key,
-                                nbytes,
+                                lengths.setdefault(nbytes, nbytes),
                                 crc & _U64,
                                 mtime,
                                 NO_ATTRIBUTES if text is None else _attributes(text, texts),

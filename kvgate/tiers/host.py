@@ -14,7 +14,7 @@ from kvgate.memory.arena import Arena
 from kvgate.memory.digest import block_span, span_of_blocks, verify_blocks
 from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
-from kvgate.tiers.base import Copy, Record, Usage
+from kvgate.tiers.base import Arrived, Copy, Record, Usage
 
 P = ParamSpec("P")
 
@@ -30,6 +30,11 @@ class HostConfig:
     capacity: Size = option(default=Size(1 << 30), help="bytes of host memory for chunks")
     segment: Size = option(
         default=Size(64 * MiB), help="bytes of memory that a tenant gets at a time; tenants never share a segment"
+    )
+    prefault: Size = option(
+        default=Size(256 * MiB),
+        help="bytes of `capacity` that are kept ready for what comes next; more for longer bursts into an empty tier, "
+        "0 leaves memory to others until it is needed",
     )
 
     def __post_init__(self) -> None:
@@ -53,11 +58,12 @@ class HostTier:
     Config = HostConfig
 
     def __init__(self, config: HostConfig) -> None:
-        self.arena = Arena(config.capacity, config.segment)
+        self.arena = Arena(config.capacity, config.segment, config.prefault)
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kvgate-host")
 
     async def start(self, found: Callable[[Iterable[tuple[Record, Copy]]], None]) -> None:
         """See Tier. Nothing in memory survives."""
+        self.arena.start()
 
     async def close(self) -> None:
         """See Tier."""
@@ -172,7 +178,7 @@ class HostReader:
         self._blocks = copy.blocks
         self._lease = copy.lease.share() if copy.lease is not None else None
 
-    async def read_into(self, start: int, lease: Lease, nbytes: int) -> array[int]:
+    async def read_into(self, start: int, lease: Lease, nbytes: int, arrived: Arrived | None = None) -> array[int]:
         """See Reader."""
         if self._lease is None:
             raise NotInTier("the copy is gone")

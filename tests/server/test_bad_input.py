@@ -13,6 +13,7 @@ import pytest
 from kvgate.auth import sigv4
 from kvgate.chunk.key import ManifestKey
 from kvgate.client.sync import Client
+from kvgate.errors import GatewayError, GatewayUnavailable
 from tests.chunks import SPACE, chunk
 from tests.gateways import ALPHA, BETA, RunningGateway, default_config
 from tests.wire import raw_exchange, send, send_and_hang_up, signed_head
@@ -275,3 +276,27 @@ def test_flipped_bit_on_disk_is_a_miss(start_gateway: Callable[..., RunningGatew
     assert missing == len(damaged)
     assert gateway.metrics()['kvgate_corrupt_copies_total{tier="disk"}'] == len(damaged)
     assert not [path for path in damaged if path.exists()]
+
+
+def test_bit_that_flipped_far_into_a_large_object_breaks_the_answer_off(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    """The head has left by then; what is cut can never be taken for the object."""
+    gateway = start_gateway()
+    body = os.urandom(16 << 20)
+    with Client(gateway.url, ALPHA.access_key, ALPHA.secret_key) as client:
+        client.put(BUCKET, "large", body)
+    gateway.stop()
+    (path,) = [path for path in (gateway.disk / "objects").rglob("*") if path.is_file()]
+    with path.open("r+b") as file:
+        file.seek(len(body) - 100)
+        file.write(bytes([body[-100] ^ 1]))
+    gateway.start()
+    with Client(gateway.url, ALPHA.access_key, ALPHA.secret_key) as client:
+        with pytest.raises(GatewayUnavailable):
+            client.get(BUCKET, "large")
+        with pytest.raises(GatewayError, match="NoSuchKey"):
+            client.get(BUCKET, "large")
+    metrics = gateway.metrics()
+    assert metrics['kvgate_corrupt_copies_total{tier="disk"}'] == metrics["kvgate_lost_objects_total"] == 1
+    assert not path.exists()

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kvgate.errors import NoSuchBucket
-from kvgate.store.index import Bucket, Entry, Index, Listing
+from kvgate.store.index import Bucket, Entry, Index, Listing, around
 from kvgate.tiers.base import Record
 
 keys = st.lists(st.text(alphabet="ab/é\U0010ffff", min_size=1, max_size=6), max_size=30, unique=True)
@@ -77,3 +77,30 @@ def test_new_version_takes_the_place_of_the_old() -> None:
     assert index.get("t", "b", "k") is None
     with pytest.raises(NoSuchBucket):
         index.get("other", "b", "k")
+
+
+def _changes(tiers: int) -> st.SearchStrategy[tuple[int, int | None]]:
+    return st.tuples(st.integers(0, tiers - 1), st.none() | st.integers(0, 3))
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(1, 4).flatmap(lambda tiers: st.tuples(st.just(tiers), st.lists(_changes(tiers), max_size=12))))
+def test_an_entry_says_what_it_was_told_of_every_tier(case: tuple[int, list[tuple[int, int | None]]]) -> None:
+    tiers, changes = case
+    model: list[int | None] = [None] * tiers
+    entry = Entry(Record("t", "b", "k", 1, 0, 0), tuple(model))
+    for rank, copy in changes:
+        model[rank] = copy
+        entry.set_copy(rank, copy)
+        assert entry.copies == tuple(model)
+        for asked in range(tiers):
+            assert entry.has_copy(asked) == (model[asked] is not None)
+        assert entry.has_copy(*range(tiers)) == any(held is not None for held in model)
+        assert not entry.has_copy()
+
+
+def test_an_entry_made_of_its_only_copy_is_like_one_that_was_given_all() -> None:
+    for tiers in (1, 2, 3):
+        for rank in range(tiers):
+            entry = Entry(Record("t", "b", "k", 1, 0, 0), "copy", around(rank, tiers))
+            assert entry.copies == tuple("copy" if each == rank else None for each in range(tiers))

@@ -224,8 +224,8 @@ async def test_corrupt_copy_is_a_miss_and_is_dropped(open_test_store: OpenStore)
     async with open_test_store() as opened:
         await opened.put("k", bytes(3 * MiB))
     async with open_test_store() as opened:
-        flip_stored(opened, "k", 2 * MiB)
-        assert await opened.get("k", 0, 100) == bytes(100), "the other blocks are good"
+        flip_stored(opened, "k", 100)
+        assert await opened.get("k", 2 * MiB, 2 * MiB + 100) == bytes(100), "the other blocks are good"
         with pytest.raises(NoSuchKey):
             await opened.get("k")
         assert opened.sample("kvgate_corrupt_copies_total", tier="disk") == 1

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -42,3 +43,14 @@ class TestHostTier(TierContract):
             await tier.lease(record, copy, BLOCK_NBYTES, BLOCK_NBYTES + 1)
         (await tier.lease(record, copy, 0, BLOCK_NBYTES)).release()
         tier.drop(copy)
+
+
+async def test_a_started_tier_keeps_memory_ready_for_the_next_objects() -> None:
+    tier = HostTier(HostConfig(capacity=Size(64 << 20), segment=Size(8 << 20), prefault=Size(20 << 20)))
+    await tier.start(lambda _: None)
+    async with asyncio.timeout(20):
+        while tier.arena.ready_nbytes < 16 << 20:
+            await asyncio.sleep(0.01)
+    assert tier.usage().nbytes == 0
+    assert tier.room("anyone") == tier.limit() == 64 << 20
+    await tier.close()

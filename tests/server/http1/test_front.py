@@ -203,7 +203,7 @@ def test_ten_thousand_idle_connections_cost_little_and_stop_nobody(start_gateway
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < 11_000:
         pytest.skip(f"the limit of open files is {hard}; `ulimit -Hn` must be 11000 or more")
-    gateway = start_gateway(listen={"max_connections": 10_050, "idle_timeout": 300})
+    gateway = start_gateway(listen={"max_connections": 10_050, "idle_timeout": 300}, tiers={"host": {"prefault": 0}})
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     socks: list[socket.socket] = []
     try:

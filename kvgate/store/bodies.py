@@ -1,0 +1,135 @@
+"""The bytes of one object as a request gets them: out of memory, or while they come from a lower tier.
+
+Each body holds a lease on its entry until it is closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from collections.abc import AsyncIterator, Sequence
+
+from kvgate.errors import CorruptCopy, NotInTier
+from kvgate.memory.digest import block_span
+from kvgate.memory.lease import Lease
+from kvgate.store.arrival import Arrival
+from kvgate.store.index import Entry
+from kvgate.store.placement import Placement
+from kvgate.tiers.base import Copy
+
+
+class LeasedBody:
+    """Bytes that lie in the arena."""
+
+    def __init__(self, placement: Placement, entry: Entry, lease: Lease, start: int, stop: int) -> None:
+        self.nbytes = stop - start
+        self._placement = placement
+        self._entry: Entry | None = entry
+        self._lease = lease
+        self._start, self._stop = start, stop
+
+    async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
+        """See ResponseBody."""
+        yield self._lease.slices(self._start, self._stop)
+
+    def close(self) -> None:
+        """See ResponseBody."""
+        if self._entry is not None:
+            self._placement.copies.unlease(self._entry)
+            self._entry = None
+            self.release()
+
+    def release(self) -> None:
+        """Give the memory back, but not the lease on the object."""
+        self._lease.release()
+
+
+class ArrivingBody(LeasedBody):
+    """Bytes that are on their way to memory: what has come and is verified is sent while the rest is read."""
+
+    def __init__(self, placement: Placement, entry: Entry, arrival: Arrival, start: int, stop: int) -> None:
+        super().__init__(placement, entry, arrival.lease.share(), start, stop)
+        self._arrival = arrival
+
+    async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
+        """See ResponseBody. Raises CorruptCopy or another TierError where no more comes."""
+        done = self._start
+        while done < self._stop:
+            await self._arrival.reach(done + 1)
+            upto = min(self._arrival.nbytes, self._stop)
+            yield self._lease.slices(done, upto)
+            done = upto
+
+
+class TierBody:
+    """Bytes that stream from a lower tier through one or two windows of memory: while one is sent, the next is read.
+
+    Every block is verified before it is sent. `open` does that for the first window, so that a copy which is bad there
+    is a miss; where a later one is bad `batches` raises CorruptCopy, and the connection has to be broken off.
+    """
+
+    def __init__(
+        self, placement: Placement, entry: Entry, rank: int, copy: Copy, start: int, stop: int, windows: list[Lease]
+    ) -> None:
+        """windows: of one length, a multiple of BLOCK_NBYTES if they do not hold everything"""
+        self.nbytes = stop - start
+        self._placement = placement
+        self._entry: Entry | None = entry
+        self._rank, self._copy = rank, copy
+        self._start, self._stop = start, stop
+        self._first, self._last = block_span(start, stop, entry.record.nbytes)
+        self._windows = windows
+        self._reader = placement.copies.tiers[rank].open(entry.record, copy)
+        self._fills: dict[int, asyncio.Task[array[int] | Exception]] = {}  # by the first byte of what a window gets
+
+    async def open(self) -> None:
+        """Read and verify the first window. Raises NotInTier, CorruptCopy or another TierError."""
+        await self._filled(self._first)
+
+    async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
+        """See ResponseBody. Raises CorruptCopy or another TierError where no more comes."""
+        assert self._entry is not None, "the body is closed"
+        window_nbytes = self._windows[0].nbytes
+        for begin in range(self._first, self._last, window_nbytes):
+            try:
+                await self._filled(begin)
+            except (CorruptCopy, NotInTier) as error:
+                self._placement.copies.drop_bad_copy(self._entry, self._rank, self._copy, error)
+                raise
+            del self._fills[begin]
+            end = min(begin + window_nbytes, self._last)
+            if len(self._windows) > 1 and end < self._last:
+                self._fill(end)
+            start, stop = max(begin, self._start), min(end, self._stop)
+            yield self._window(begin).slices(start - begin, stop - begin)
+
+    def close(self) -> None:
+        """See ResponseBody."""
+        if self._entry is not None:
+            self._placement.copies.unlease(self._entry)
+            self._entry = None
+            self.close_streams()
+
+    def close_streams(self) -> None:
+        """Give back the windows and the reader, but not the lease on the object. A read under way keeps its window."""
+        for window in self._windows:
+            window.release()
+        self._placement.copies.spawn(self._reader.close())
+
+    async def _filled(self, begin: int) -> None:
+        """Wait until a window holds what begins there."""
+        if begin not in self._fills:
+            self._fill(begin)
+        filled = await asyncio.shield(self._fills[begin])
+        if isinstance(filled, Exception):
+            raise filled
+
+    def _fill(self, begin: int) -> None:
+        self._fills[begin] = self._placement.copies.spawn(self._read(begin, self._window(begin).share()))
+
+    async def _read(self, begin: int, window: Lease) -> array[int]:
+        with window:
+            return await self._reader.read_into(begin, window, min(window.nbytes, self._last - begin))
+
+    def _window(self, begin: int) -> Lease:
+        return self._windows[(begin - self._first) // self._windows[0].nbytes % len(self._windows)]
