@@ -19,6 +19,7 @@ of each round's own, and CPU is over all rounds. What is not here is skipped, an
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
 import signal
 import sys
@@ -73,11 +74,8 @@ def options() -> argparse.Namespace:
             parser.error(f"no row is called {pattern!r}; there are: {', '.join(names)}")
     if (chosen.rounds is not None and chosen.rounds < 1) or (chosen.seconds is not None and chosen.seconds <= 0):
         parser.error("--rounds and --seconds must be more than nothing")
-    if chosen.plot:
-        try:
-            import matplotlib as _  # noqa: PLC0415  better to fail now than after minutes
-        except ModuleNotFoundError:
-            parser.error("--plot needs matplotlib: pip install -r loadtest/requirements.txt, or use `make bench`")
+    if chosen.plot and importlib.util.find_spec("matplotlib") is None:  # better said now than after minutes
+        parser.error("--plot needs matplotlib: pip install -r loadtest/requirements.txt, or use `make bench`")
     return chosen
 
 
@@ -86,7 +84,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminated)
     began = time.monotonic()
     wanted = chosen.only or ["*"]
-    peers = [name for name in PEERS] if chosen.peers is None else chosen.peers
+    peers = list(PEERS) if chosen.peers is None else chosen.peers
     with scratch() as name, reno() as congestion:
         try:
             driver = Driver(Path(name))

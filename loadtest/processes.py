@@ -65,7 +65,7 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log:
             raise RuntimeError(f"it ended with status {process.returncode}: {_last_line(log)}")
         if time.monotonic() > deadline:
             raise RuntimeError(f"it was not ready within {START_S:.0f} s: {_last_line(log)}")
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def accepts(port: int) -> bool:

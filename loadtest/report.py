@@ -74,20 +74,19 @@ def write_json(path: Path, run: dict[str, Any], figures: Sequence[Figure]) -> No
 
 
 def _cells(figure: Figure) -> list[str]:
-    rate = f"{figure.value:,.0f}" if figure.value >= 1000 else f"{figure.value:.3g}"
     of_limit = "" if figure.of_limit is None or figure.is_limit else f"{figure.of_limit:.2f}"
     return [
         figure.row,
         figure.contender,
-        f"{rate} {figure.unit}",
+        f"{_number(figure.value)} {figure.unit}",
         "limit" if figure.is_limit else of_limit,
-        _number(figure.p50_us, ",.0f"),
-        _number(figure.p99_us, ",.0f"),
-        _number(figure.server_cpu_s_per_gb, ".2f"),
-        _number(figure.server_us_per_operation, ",.3g"),
-        _number(figure.client_cpu_s_per_gb, ".2f"),
-        _number(figure.client_us_per_operation, ",.3g"),
-        _number(figure.rss_mib, ",.0f"),
+        _number(figure.p50_us),
+        _number(figure.p99_us),
+        _number(figure.server_cpu_s_per_gb),
+        _number(figure.server_us_per_operation),
+        _number(figure.client_cpu_s_per_gb),
+        _number(figure.client_us_per_operation),
+        _number(figure.rss_mib),
         "; ".join(_goal(goal) for goal in figure.goals),
     ]
 
@@ -96,5 +95,8 @@ def _goal(goal: Goal) -> str:
     return f"{goal.text}: {'not compared' if goal.met is None else 'yes' if goal.met else 'NO'}"
 
 
-def _number(value: float | None, form: str) -> str:
-    return format(value, form) if value else ""
+def _number(value: float | None) -> str:
+    """Three digits that count, and never an exponent."""
+    if not value:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}" if value < 1 else f"{value:.3g}"
