@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,8 @@ PEERS: Mapping[str, type[Peer]] = {
     peer.name: peer for peer in (Raw, Kvgate, Redis, Valkey, Memcached, Nginx, SeaweedFS)
 }
 """By name, in the order in which they take their turns. The first is the limit, the second what this is about."""
+
+_BEGAN_S = time.monotonic()
 
 Contender = Callable[[], Sample]
 
@@ -144,7 +147,7 @@ def say(text: str, *, passing: bool = False) -> None:
     if passing and not terminal:
         return
     clear, end = ("\r\033[K", "" if passing else "\n") if terminal else ("", "\n")
-    print(f"{clear}{text}", end=end, file=sys.stderr, flush=True)
+    print(f"{clear}[{time.monotonic() - _BEGAN_S:4.0f} s] {text}", end=end, file=sys.stderr, flush=True)
 
 
 def scratch() -> tempfile.TemporaryDirectory[str]:

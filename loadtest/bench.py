@@ -38,7 +38,7 @@ from rows import batch, cold_disk, head, match, shared_memory, transfer
 
 KINDS = (transfer, head, match, batch, shared_memory, cold_disk)
 ROUNDS, SECONDS = 5, 0.6
-QUICK_ROUNDS, QUICK_SECONDS = 3, 0.25
+QUICK_ROUNDS, QUICK_SECONDS = 3, 0.15
 
 
 def options() -> argparse.Namespace:
