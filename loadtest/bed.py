@@ -38,6 +38,7 @@ class Bed:
     seconds, rounds: of every measurement of a server
     peers:           those that came up, `raw` and `kvgate` always among them
     skipped:         what could not be measured, and why
+    failed:          whether something among that should have been
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class Bed:
     quick: bool = False
     peers: dict[str, Peer] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    failed: bool = False
     figures: list[Figure] = field(default_factory=list)
 
     @property
@@ -80,6 +82,11 @@ class Bed:
         self.skip(name, reason)
         self.peers.pop(name).stop()
 
+    def fail(self, what: str, reason: str) -> None:
+        """Go on without a row, and remember that the run has failed."""
+        self.failed = True
+        self.skip(what, reason)
+
     def skip(self, what: str, reason: str) -> None:
         self.skipped[what] = reason
         say(f"skipped {what}: {reason}")
@@ -110,7 +117,7 @@ class Bed:
         """Measure the contenders in turn, in each round each; their figures, by name.
 
         limit: the contender that the others are compared with, round by round; none by default
-        A contender that fails is left out, and its server with it, but for kvgate, whose failure ends the suite.
+        A contender that fails is left out of the row, and a server that kvgate is compared with of all rows to come.
         """
         samples: dict[str, list[Sample]] = {name: [] for name in contenders}
         for number in range(rounds or self.rounds):
@@ -119,10 +126,11 @@ class Bed:
                 try:
                     samples[name].append(contenders[name]())
                 except RuntimeError as error:
-                    if name in ("raw", "kvgate") or name not in self.peers:
-                        raise SystemExit(f"{row}: {name} failed: {error}") from error
                     del samples[name]
-                    self.drop(name, f"{row}: {error}")
+                    if name in self.peers and name not in ("raw", "kvgate"):
+                        self.drop(name, f"{row}: {error}")
+                    else:
+                        self.fail(f"{row}: {name}", str(error))
         made = {
             name: figure(
                 row,
@@ -136,8 +144,8 @@ class Bed:
             for name, taken in samples.items()
         }
         self.figures.extend(made.values())
-        if "kvgate" in made:
-            say(f"{row}: {made['kvgate'].value:.3g} {unit}")
+        if made:
+            say(f"{row}: {', '.join(f'{name} {made[name].value:.3g}' for name in list(made)[:2])} {unit}")
         return made
 
 

@@ -128,6 +128,8 @@ def main() -> None:
             plot.write_plot(chosen.plot, bed.figures, f"{run['machine']['processor']}, {run['machine']['kernel']}")
         except ValueError as error:
             say(f"no plot: {error}")
+    if bed.failed:
+        raise SystemExit(1)
 
 
 def _terminated(*_: object) -> NoReturn:

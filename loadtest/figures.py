@@ -67,6 +67,19 @@ class Figure:
     def is_limit(self) -> bool:
         return self.contender == self.limit
 
+    def want(self, text: str, met: bool | None) -> None:
+        """Add a goal."""
+        self.goals.append(Goal(text, met))
+
+    def want_of_limit(self, share: float) -> None:
+        """Add a goal: this share of the limit."""
+        self.want(f"of {self.limit} >= {share:g}", None if self.of_limit is None else self.of_limit >= share)
+
+    def want_cpu(self, s_per_gb: float) -> None:
+        """Add a goal: at most these CPU seconds a GB, of the server."""
+        cost = self.server_cpu_s_per_gb
+        self.want(f"server CPU <= {s_per_gb:.2f} s/GB", None if cost is None else cost <= s_per_gb)
+
 
 def figure(
     row: str, contender: str, unit: str, samples: Sequence[Sample], limits: Sequence[Sample], limit: str, rss: int

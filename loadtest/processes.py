@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import signal
 import socket
 import subprocess
 import time
@@ -75,18 +76,18 @@ def accepts(port: int) -> bool:
     return False
 
 
-def end(process: subprocess.Popen[bytes] | None) -> None:
-    """SIGTERM, SIGKILL to the process and all below it after ten seconds, and the wait for it. None is fine."""
+def end(process: subprocess.Popen[bytes] | None, patience_s: float = 10.0) -> None:
+    """SIGTERM, after `patience_s` SIGKILL to the process and all below it, and the wait for it. None is fine."""
     if process is None or process.poll() is not None:
         return
     below = tree(process.pid)
     process.terminate()
     try:
-        process.wait(timeout=10)
+        process.wait(timeout=patience_s)
     except subprocess.TimeoutExpired:
         for pid in below:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, 9)
+                os.kill(pid, signal.SIGKILL)
         process.wait()
 
 

@@ -79,7 +79,7 @@ class Program:
         wait_until(ready, self._process, log)
 
     def stop(self) -> None:
-        end(self._process)
+        end(self._process, patience_s=1.0)  # what it keeps goes with its folder
 
 
 def program(name: str, how: str) -> str:

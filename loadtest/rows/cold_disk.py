@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bed import Bed
 from driver import Driver
-from figures import Goal, Sample
+from figures import Sample
 from gateway import Gateway
 from peers.base import OBJECTS
 from peers.kvgate import Kvgate
@@ -33,14 +33,13 @@ def measure(bed: Bed, wanted: Callable[[str], bool]) -> None:
     cold = Cold(bed.folder / "cold", bed.driver, objects)
     try:
         cold.store()
-        contenders = {"preadv": cold.preadv, "kvgate on disk": cold.get}
-        mine = bed.measure(ROW, "GB/s", contenders, limit="preadv", rounds=min(bed.rounds, MAX_ROUNDS))[
-            "kvgate on disk"
-        ]
+        contenders = {"preadv": cold.preadv, "kvgate": cold.get}
+        figures = bed.measure(ROW, "GB/s", contenders, limit="preadv", rounds=min(bed.rounds, MAX_ROUNDS))
     finally:
         cold.server.stop()
-    assert mine.of_limit is not None
-    mine.goals = [Goal("of preadv >= 0.9", mine.of_limit >= 0.9)]
+    if mine := figures.get("kvgate"):
+        mine.rss_mib = None  # of the gateway that serves the other rows
+        mine.want_of_limit(0.9)
 
 
 class Cold:

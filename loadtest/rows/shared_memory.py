@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from bed import Bed
-from figures import Goal, Sample
+from figures import Sample
 
 HANDOFF, LOAD = "shm hand-off", "shm load 64M"
 LOAD_NBYTES = 64 << 20
@@ -30,13 +30,12 @@ def measure(bed: Bed, wanted: Callable[[str], bool]) -> None:
         return
     shm = importlib.import_module("shm")
     with shm.open(bed.folder / "shm") as ways:
-        if wanted(HANDOFF):
-            mine = bed.measure(HANDOFF, "us", {"kvgate shm": ways.handoff})["kvgate shm"]
-            mine.goals = [Goal("p50 <= 30 us", mine.value <= 30)]
+        if wanted(HANDOFF) and (mine := bed.measure(HANDOFF, "us", {"kvgate shm": ways.handoff}).get("kvgate shm")):
+            mine.want("p50 <= 30 us", mine.value <= 30)
         if wanted(LOAD):
-            mine = bed.measure(LOAD, "GB/s", {"memcpy": memcpy, "kvgate shm": ways.load}, limit="memcpy")["kvgate shm"]
-            assert mine.of_limit is not None
-            mine.goals = [Goal("of memcpy >= 0.8", mine.of_limit >= 0.8)]
+            contenders = {"memcpy": memcpy, "kvgate shm": ways.load}
+            if mine := bed.measure(LOAD, "GB/s", contenders, limit="memcpy").get("kvgate shm"):
+                mine.want_of_limit(0.8)
 
 
 def memcpy() -> Sample:
