@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import os
 import shlex
 import signal
-import sys
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -83,6 +83,7 @@ def main() -> None:
     chosen = options()
     signal.signal(signal.SIGTERM, _terminated)
     began = time.monotonic()
+    load = os.getloadavg()[0]
     wanted = chosen.only or ["*"]
     peers = list(PEERS) if chosen.peers is None else chosen.peers
     with scratch() as name, reno() as congestion:
@@ -104,8 +105,8 @@ def main() -> None:
         finally:
             bed.stop()
     run: dict[str, Any] = {
-        "machine": machine.describe(congestion),
-        "command": shlex.join(["python", *sys.argv]),
+        "machine": machine.describe(congestion, load),
+        "command": command(chosen),
         "rounds": bed.rounds,
         "seconds": bed.seconds,
         "skipped": bed.skipped,
@@ -130,6 +131,16 @@ def main() -> None:
             say(f"no plot: {error}")
     if bed.failed:
         raise SystemExit(1)
+
+
+def command(chosen: argparse.Namespace) -> str:
+    """The command line that measures the same again, without the files that it wrote."""
+    words = ["python", "loadtest/bench.py", *(["--quick"] if chosen.quick else [])]
+    words += [word for row in chosen.only or [] for word in ("--only", row)]
+    words += [] if chosen.peers is None else ["--peers", *chosen.peers]
+    words += [] if chosen.rounds is None else ["--rounds", str(chosen.rounds)]
+    words += [] if chosen.seconds is None else ["--seconds", str(chosen.seconds)]
+    return shlex.join(words)
 
 
 def _terminated(*_: object) -> NoReturn:

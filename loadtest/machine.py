@@ -7,14 +7,15 @@ import platform
 from pathlib import Path
 
 
-def describe(congestion: str) -> dict[str, str]:
-    """What figures depend on, by name."""
+def describe(congestion: str, load: float) -> dict[str, str]:
+    """What figures depend on, by name. `load` is the load average of the minute before the run."""
     return {
         "processor": f"{_line('/proc/cpuinfo', 'model name') or platform.machine()}, {os.cpu_count()} cores",
         "memory": f"{int((_line('/proc/meminfo', 'MemTotal') or '0 kB').split()[0]) / 2**20:.0f} GiB",
         "kernel": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),
         "TCP congestion control": congestion,
+        "load before the run": f"{load:.1f}",
     }
 
 
