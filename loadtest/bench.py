@@ -36,6 +36,8 @@ from congestion import reno
 from driver import Driver
 from rows import batch, cold_disk, head, match, shared_memory, transfer
 
+from kvgate.errors import KVGateError
+
 KINDS = (transfer, head, match, batch, shared_memory, cold_disk)
 ROUNDS, SECONDS = 5, 0.6
 QUICK_ROUNDS, QUICK_SECONDS = 3, 0.15
@@ -101,7 +103,10 @@ def main() -> None:
         try:
             bed.start(peers)
             for kind in KINDS:
-                kind.measure(bed, lambda row: any(fnmatchcase(row, pattern) for pattern in wanted))
+                try:
+                    kind.measure(bed, lambda row: any(fnmatchcase(row, pattern) for pattern in wanted))
+                except (RuntimeError, KVGateError) as error:
+                    bed.fail(kind.__name__, f"{type(error).__name__}: {error}")
         finally:
             bed.stop()
     run: dict[str, Any] = {

@@ -1,7 +1,8 @@
-"""A batch of 64 chunks read by kvgate's own client, against as many GETs over bare TCP."""
+"""A batch of 64 chunks read by kvgate's own client, against GETs over bare TCP on as many connections."""
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +14,13 @@ from gateway import ACCESS_KEY, BUCKET, SECRET_KEY
 from processes import cpu_s
 
 from kvgate.client.sync import Client
+from rows.transfer import fill
 
 ROW = "batch of 64 x 1M"
 CHUNKS = 64
 LAYERS = 2048
 """With 16 tokens a chunk: 1 MiB."""
+RAW_NBYTES = 1 << 20
 CONNECTIONS = 8
 
 
@@ -42,23 +45,25 @@ def measure(bed: Bed, wanted: Callable[[str], bool]) -> None:
 
         def run() -> Sample:
             before, client_before = cpu_s(pid), time.process_time()
-            began, batches = time.perf_counter(), 0
-            while (now := time.perf_counter()) < began + bed.seconds or not batches:
+            began = now = time.perf_counter()
+            took_us: list[float] = []
+            while now < began + bed.seconds:
                 arrived = client.load_chunks(BUCKET, space.id, hashes, buffers)
                 if arrived != CHUNKS:
                     raise RuntimeError(f"{arrived} of {CHUNKS} chunks arrived")
-                batches += 1
-            now = time.perf_counter()
+                last, now = now, time.perf_counter()
+                took_us.append((now - last) * 1e6)
             return Sample(
-                operations=batches,
-                nbytes=batches * CHUNKS * nbytes,
+                operations=len(took_us),
+                nbytes=len(took_us) * CHUNKS * nbytes,
                 wall_s=now - began,
-                p50_us=(now - began) / batches * 1e6,
-                p99_us=0.0,
-                all_operations=batches,
+                p50_us=statistics.median(took_us),
+                p99_us=max(took_us),
+                all_operations=len(took_us),
                 server_cpu_s=cpu_s(pid) - before,
                 client_cpu_s=time.process_time() - client_before,
             )
 
-        raw = bed.transfer("raw", partial(bed.peers["raw"].get, 1 << 20), CONNECTIONS)
+        fill(bed, RAW_NBYTES, ["raw"])
+        raw = bed.transfer("raw", partial(bed.peers["raw"].get, RAW_NBYTES), CONNECTIONS)
         bed.measure(ROW, "GB/s", {"raw": raw, "kvgate": run}, limit="raw")

@@ -65,4 +65,4 @@ def store(bed: Bed, space: chunks.Space, hashes: list[bytes]) -> None:
     call = {"bucket": BUCKET, "space": space.id, "hashes": [name.hex() for name in hashes], "lease_s": 1}
     matched = bed.kvgate.gateway.ask("/_kv/v1/match", call)["matched"]
     if matched != len(hashes):
-        raise SystemExit(f"{ROW}: {matched} of {len(hashes)} chunks match that were just stored")
+        raise RuntimeError(f"{matched} of {len(hashes)} chunks match that were just stored")

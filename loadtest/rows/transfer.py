@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -51,9 +51,11 @@ def measure(bed: Bed, wanted: Callable[[str], bool]) -> None:
         set_goals("PUT", SIZES["4M"], 8, figures)
 
 
-def fill(bed: Bed, nbytes: int) -> None:
-    """Store the objects of a size on every server."""
+def fill(bed: Bed, nbytes: int, names: Sequence[str] = ()) -> None:
+    """Store the objects of a size on every server, or on those that are named."""
     for name, peer in list(bed.peers.items()):
+        if names and name not in names:
+            continue
         try:
             exchange = peer.put(nbytes)
             bed.driver.once(peer.port, replace(exchange, heads=exchange.heads[:OBJECTS]), 4)
