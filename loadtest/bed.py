@@ -91,13 +91,16 @@ class Bed:
         self.skipped[what] = reason
         say(f"skipped {what}: {reason}")
 
-    def transfer(self, name: str, exchange: Callable[[], Exchange], connections: int) -> Contender:
-        """A contender: exchanges with a server for the seconds of a measurement, made anew for each."""
+    def transfer(self, name: str, exchange: Callable[[], Exchange], connections: int, threads: int = 0) -> Contender:
+        """A contender: exchanges with a server for the seconds of a measurement, made anew for each.
+
+        threads: of the client, as in `Driver.run`
+        """
 
         def run() -> Sample:
             peer, wanted = self.peers[name], exchange()
             before = cpu_s(peer.pid)
-            outcome = self.driver.run(peer.port, wanted, connections, self.seconds)
+            outcome = self.driver.run(peer.port, wanted, connections, self.seconds, threads)
             return Sample(
                 operations=outcome.exchanges,
                 nbytes=outcome.exchanges * wanted.nbytes,

@@ -1,11 +1,13 @@
-/* The load client: threads of one blocking socket each, which send requests that were made before and check each reply.
+/* The load client: threads with blocking sockets, which send requests that were made before and check each reply.
 
    It knows no protocol beyond where a reply ends, so that it costs the same whichever server it drives. A reply is
    received where it stays: its head and its payload into one buffer a connection, in as few calls as the kernel allows.
 
    Usage: client [OPTION VALUE]... PLAN
      --port N          of 127.0.0.1
-     --connections N   threads, each with a connection of its own (1)
+     --connections N   with one request in flight each (1)
+     --threads N       that share the connections out (as many); one with several sends on all of them before it waits
+                       for the first, so that it rarely sleeps. Requests and replies must then fit into socket buffers
      --seconds S       how long; every connection does two exchanges at least, and the first is not timed (1)
      --once 1          instead: each request of the plan once, all of them timed
      --body N          bytes sent after the request: the first N of the pattern
@@ -43,7 +45,7 @@ enum { HEAD_ROOM = 1 << 20, SAMPLE = 64, MAX_CONNECTIONS = 4096, MAX_LATENCIES =
 enum { REPLY_HTTP = -1, REPLY_HEAD = -2 };
 
 static struct {
-    int port, connections, once;
+    int port, connections, threads, once;
     double seconds;
     size_t body, payload, trailing;
     const char *tail, *expect;
@@ -56,10 +58,17 @@ static size_t request_count;
 static char *pattern;
 static pthread_barrier_t begin_barrier;
 
+struct connection {
+    int sock, in_flight;
+    char *reply;
+    size_t next;
+    double sent;
+};
+
 struct worker {
     pthread_t thread;
-    int number, sock;
-    char *reply;
+    struct connection *connections;
+    int count;
     size_t exchanges, received, latency_count, latency_room;
     float *latencies;
     double end;
@@ -125,17 +134,18 @@ static int open_connection(void) {
     return sock;
 }
 
-static void send_request(struct worker *w, const struct request *request) {
+static void send_request(struct connection *c) {
+    const struct request *request = &requests[c->next % request_count];
     struct iovec parts[3] = {
         {(void *)request->bytes, request->nbytes}, {pattern, option.body}, {(void *)option.tail, strlen(option.tail)}};
     struct msghdr message = {.msg_iov = parts, .msg_iovlen = 3};
     while (message.msg_iovlen) {
-        ssize_t sent = sendmsg(w->sock, &message, MSG_NOSIGNAL);
+        ssize_t sent = sendmsg(c->sock, &message, MSG_NOSIGNAL);
         if (sent < 0 && errno == EINTR) continue;
         if (sent < 0) {
             /* a server that refuses a body answers first and hangs up then: its answer says more */
-            ssize_t got = recv(w->sock, w->reply, 200, 0);
-            die("the connection broke while sending: %s; %.*s", strerror(errno), got > 0 ? (int)got : 0, w->reply);
+            ssize_t got = recv(c->sock, c->reply, 200, 0);
+            die("the connection broke while sending: %s; %.*s", strerror(errno), got > 0 ? (int)got : 0, c->reply);
         }
         while (message.msg_iovlen && (size_t)sent >= message.msg_iov->iov_len) {
             sent -= message.msg_iov->iov_len;
@@ -150,47 +160,48 @@ static void send_request(struct worker *w, const struct request *request) {
 }
 
 /* The bytes of the whole reply when the first `got` of them are here; 0 when these do not say it yet. */
-static size_t reply_nbytes(struct worker *w, size_t got) {
+static size_t reply_nbytes(struct connection *c, size_t got) {
     if (option.reply >= 0) return option.reply;
-    char *end = memmem(w->reply, got < HEAD_ROOM ? got : HEAD_ROOM, "\r\n\r\n", 4);
+    char *end = memmem(c->reply, got < HEAD_ROOM ? got : HEAD_ROOM, "\r\n\r\n", 4);
     if (!end) return 0;
-    size_t head = end + 4 - w->reply;
+    size_t head = end + 4 - c->reply;
     if (option.reply == REPLY_HEAD) return head;
-    for (char *line = w->reply; line < end; line = (char *)memchr(line, '\n', end + 2 - line) + 1)
+    for (char *line = c->reply; line < end; line = (char *)memchr(line, '\n', end + 2 - line) + 1)
         if (!strncasecmp(line, "content-length:", 15)) return head + strtoull(line + 15, NULL, 10);
-    if (!memcmp(w->reply + 8, " 204", 4)) return head;
-    die("a reply without Content-Length: %.*s", (int)(end - w->reply), w->reply);
+    if (!memcmp(c->reply + 8, " 204", 4)) return head;
+    die("a reply without Content-Length: %.*s", (int)(end - c->reply), c->reply);
     return 0;
 }
 
-static void receive_reply(struct worker *w) {
+static size_t receive_reply(struct connection *c) {
     size_t room = HEAD_ROOM + option.payload, got = 0, whole = option.reply >= 0 ? option.reply : 0;
     while (!whole || got < whole) {
         size_t wanted = (whole ? whole : room) - got;
-        ssize_t received = recv(w->sock, w->reply + got, wanted, whole ? MSG_WAITALL : 0);
+        ssize_t received = recv(c->sock, c->reply + got, wanted, whole ? MSG_WAITALL : 0);
         if (received < 0 && errno == EINTR) continue;
         if (received < 0) die("the connection broke while receiving: %s", strerror(errno));
         if (!received) die("the server hung up after %zu of %zu bytes", got, whole);
         if (!got) {
             size_t known = strlen(option.expect);
-            if (memcmp(w->reply, option.expect, known < (size_t)received ? known : (size_t)received)) {
-                ssize_t more = recv(w->sock, w->reply + received, 1000, MSG_DONTWAIT);
+            if (memcmp(c->reply, option.expect, known < (size_t)received ? known : (size_t)received)) {
+                ssize_t more = recv(c->sock, c->reply + received, 1000, MSG_DONTWAIT);
                 received += more > 0 ? more : 0;
-                die("not the reply that was expected: %.*s", (int)(received < 1000 ? received : 1000), w->reply);
+                die("not the reply that was expected: %.*s", (int)(received < 1000 ? received : 1000), c->reply);
             }
         }
         got += received;
-        if (!whole && (whole = reply_nbytes(w, got)) > room) die("a reply of %zu bytes is longer than expected", whole);
+        if (!whole && (whole = reply_nbytes(c, got)) > room) die("a reply of %zu bytes is longer than expected", whole);
     }
     if (got != whole) die("%zu bytes more than the reply", got - whole);
     if (option.payload) {
         size_t sample = option.payload < SAMPLE ? option.payload : SAMPLE;
-        char *payload = w->reply + whole - option.trailing - option.payload;
+        char *payload = c->reply + whole - option.trailing - option.payload;
         if (whole < option.payload + option.trailing || memcmp(payload, pattern, sample) ||
             memcmp(payload + option.payload - sample, pattern + option.payload - sample, sample))
             die("a reply with other bytes than were stored");
     }
-    w->received += whole;
+    c->next += option.connections;
+    return whole;
 }
 
 static void keep_latency(struct worker *w, double seconds) {
@@ -202,26 +213,41 @@ static void keep_latency(struct worker *w, double seconds) {
     w->latencies[w->latency_count++] = seconds * 1e6;
 }
 
+static void begin(struct connection *c, double at) {
+    c->sent = at;
+    c->in_flight = 1;
+    send_request(c);
+}
+
 static void *work(void *argument) {
     struct worker *w = argument;
-    size_t next = w->number;
-    if (!option.once) {
-        send_request(w, &requests[next % request_count]);
-        receive_reply(w);
-        next += option.connections;
-    }
-    w->received = 0;
+    if (!option.once)
+        for (int i = 0; i < w->count; i++) {
+            send_request(&w->connections[i]);
+            receive_reply(&w->connections[i]);
+        }
     pthread_barrier_wait(&begin_barrier);
     double at = now(), deadline = at + option.seconds;
-    while (option.once ? next < request_count : at < deadline || !w->exchanges) {
-        send_request(w, &requests[next % request_count]);
-        receive_reply(w);
-        double done = now();
-        keep_latency(w, done - at);
-        at = done;
-        next += option.connections;
-        w->exchanges++;
-    }
+    int in_flight = 0;
+    for (int i = 0; i < w->count; i++)
+        if (!option.once || w->connections[i].next < request_count) {
+            begin(&w->connections[i], now());
+            in_flight++;
+        }
+    while (in_flight)
+        for (int i = 0; i < w->count; i++) {
+            struct connection *c = &w->connections[i];
+            if (!c->in_flight) continue;
+            w->received += receive_reply(c);
+            at = now();
+            keep_latency(w, at - c->sent);
+            w->exchanges++;
+            if (option.once ? c->next < request_count : at < deadline) begin(c, at);
+            else {
+                c->in_flight = 0;
+                in_flight--;
+            }
+        }
     w->end = at;
     return NULL;
 }
@@ -243,6 +269,7 @@ static void read_options(int count, char **words) {
         const char *name = words[at] + 2, *value = words[at + 1];
         if (!strcmp(name, "port")) option.port = atoi(value);
         else if (!strcmp(name, "connections")) option.connections = atoi(value);
+        else if (!strcmp(name, "threads")) option.threads = atoi(value);
         else if (!strcmp(name, "seconds")) option.seconds = atof(value);
         else if (!strcmp(name, "once")) option.once = atoi(value);
         else if (!strcmp(name, "body")) option.body = strtoull(value, NULL, 10);
@@ -256,6 +283,7 @@ static void read_options(int count, char **words) {
     }
     if (at + 1 != count) die("one PLAN is wanted behind the options; the head of client.c says which there are");
     if (option.connections < 1 || option.connections > MAX_CONNECTIONS) die("1 to %d connections", MAX_CONNECTIONS);
+    if (option.threads < 1 || option.threads > option.connections) option.threads = option.connections;
     if (option.reply > (long long)(HEAD_ROOM + option.payload)) die("--reply is more than --payload and a head");
     read_plan(words[at]);
 }
@@ -263,22 +291,28 @@ static void read_options(int count, char **words) {
 int main(int count, char **words) {
     read_options(count, words);
     make_pattern(option.body > option.payload ? option.body : option.payload);
-    struct worker *workers = calloc(option.connections, sizeof *workers);
-    pthread_barrier_init(&begin_barrier, NULL, option.connections + 1);
+    struct connection *connections = calloc(option.connections, sizeof *connections);
+    struct worker *workers = calloc(option.threads, sizeof *workers);
+    pthread_barrier_init(&begin_barrier, NULL, option.threads + 1);
     for (int i = 0; i < option.connections; i++) {
-        struct worker *w = &workers[i];
+        struct connection *c = &connections[i];
         size_t room = HEAD_ROOM + option.payload;
-        w->number = i;
-        w->sock = open_connection();
-        w->reply = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
-        if (w->reply == MAP_FAILED) die("no memory for %d replies of %zu bytes", option.connections, room);
+        c->next = i;
+        c->sock = open_connection();
+        c->reply = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+        if (c->reply == MAP_FAILED) die("no memory for %d replies of %zu bytes", option.connections, room);
     }
-    for (int i = 0; i < option.connections; i++)
-        if (pthread_create(&workers[i].thread, NULL, work, &workers[i])) die("no thread");
+    for (int i = 0, first = 0; i < option.threads; i++) {
+        struct worker *w = &workers[i];
+        w->connections = connections + first;
+        w->count = option.connections / option.threads + (i < option.connections % option.threads);
+        first += w->count;
+        if (pthread_create(&w->thread, NULL, work, w)) die("no thread");
+    }
     pthread_barrier_wait(&begin_barrier);
     double began = now(), cpu_before = cpu_s(), end = began;
     size_t exchanges = 0, received = 0, latency_count = 0;
-    for (int i = 0; i < option.connections; i++) {
+    for (int i = 0; i < option.threads; i++) {
         pthread_join(workers[i].thread, NULL);
         exchanges += workers[i].exchanges;
         received += workers[i].received;
@@ -289,7 +323,7 @@ int main(int count, char **words) {
     float *all = malloc((latency_count + 1) * sizeof *all);
     if (!all) die("no memory for latencies");
     size_t at = 0;
-    for (int i = 0; i < option.connections; i++) {
+    for (int i = 0; i < option.threads; i++) {
         memcpy(all + at, workers[i].latencies, workers[i].latency_count * sizeof *all);
         at += workers[i].latency_count;
     }

@@ -68,9 +68,13 @@ class Driver:
         self._folder = folder
         self._client = compile_c("client", folder)
 
-    def run(self, port: int, exchange: Exchange, connections: int, seconds: float) -> Outcome:
-        """Exchange for `seconds` on `connections`. Raises RuntimeError at the first reply that is not as expected."""
-        return self._run(port, exchange, connections, ["--seconds", str(seconds)], seconds)
+    def run(self, port: int, exchange: Exchange, connections: int, seconds: float, threads: int = 0) -> Outcome:
+        """Exchange for `seconds` on `connections`. Raises RuntimeError at the first reply that is not as expected.
+
+        threads: as many as connections by default; one for all of them is the cheapest for exchanges of a few KiB
+        """
+        options = ["--seconds", str(seconds), "--threads", str(threads)]
+        return self._run(port, exchange, connections, options, seconds)
 
     def once(self, port: int, exchange: Exchange, connections: int) -> Outcome:
         """Send each request once. Raises RuntimeError likewise."""

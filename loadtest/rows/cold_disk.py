@@ -18,8 +18,8 @@ from processes import cpu_s, rss_nbytes
 
 ROW = "cold disk GET 32M x1"
 NBYTES = 32 << 20
-QUICK_OBJECTS = 6
-MAX_ROUNDS = 5
+QUICK_OBJECTS = 4
+MAX_ROUNDS, QUICK_ROUNDS = 5, 2
 SETTLE_S = 3.0
 
 
@@ -35,7 +35,8 @@ def measure(bed: Bed, wanted: Callable[[str], bool]) -> None:
     try:
         cold.store()
         contenders = {"preadv": cold.preadv, "kvgate": cold.get}
-        figures = bed.measure(ROW, "GB/s", contenders, limit="preadv", rounds=min(bed.rounds, MAX_ROUNDS))
+        rounds = min(bed.rounds, QUICK_ROUNDS if bed.quick else MAX_ROUNDS)
+        figures = bed.measure(ROW, "GB/s", contenders, limit="preadv", rounds=rounds)
     finally:
         cold.server.stop()
     if mine := figures.get("kvgate"):

@@ -9,7 +9,7 @@ from bed import Bed
 from rows.transfer import fill
 
 SIGNED, TOKEN = "HEAD x8", "HEAD x8 session token"
-CONNECTIONS = 8
+CONNECTIONS, THREADS = 8, 1
 OBJECT_NBYTES = 4096
 
 
@@ -21,7 +21,7 @@ def measure(bed: Bed, wanted: Callable[[str], bool]) -> None:
     if wanted(SIGNED) or wanted(TOKEN):
         fill(bed, OBJECT_NBYTES)
     if wanted(SIGNED):
-        contenders = {name: bed.transfer(name, peer.head, CONNECTIONS) for name, peer in bed.peers.items()}
+        contenders = {name: bed.transfer(name, peer.head, CONNECTIONS, THREADS) for name, peer in bed.peers.items()}
         if mine := bed.measure(SIGNED, "1/s", contenders, limit="raw").get("kvgate"):
             cost = mine.server_us_per_operation
             mine.want(">= 20,000/s", mine.value >= 20_000)
@@ -33,8 +33,8 @@ def measure(bed: Bed, wanted: Callable[[str], bool]) -> None:
             bed.skip(TOKEN, str(error))
             return
         contenders = {
-            "raw": bed.transfer("raw", bed.peers["raw"].head, CONNECTIONS),
-            "kvgate": bed.transfer("kvgate", lambda: exchange, CONNECTIONS),
+            "raw": bed.transfer("raw", bed.peers["raw"].head, CONNECTIONS, THREADS),
+            "kvgate": bed.transfer("kvgate", lambda: exchange, CONNECTIONS, THREADS),
         }
         if mine := bed.measure(TOKEN, "1/s", contenders, limit="raw").get("kvgate"):
             mine.want(">= 45,000/s", mine.value >= 45_000)

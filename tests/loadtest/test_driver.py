@@ -55,6 +55,15 @@ def test_exchanges_bytes_and_latencies_are_counted(driver: Driver) -> None:
     assert outcome.cpu_s > 0
 
 
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_threads_share_the_connections_out(driver: Driver, threads: int) -> None:
+    with server(4, http(BODY)) as port:
+        outcome = driver.run(port, GET, 8, 0.1, threads)
+    assert outcome.untimed == 8
+    assert outcome.exchanges >= 8
+    assert outcome.received_nbytes == outcome.exchanges * len(http(BODY))
+
+
 @pytest.mark.parametrize("connections", [1, 2, 8])
 def test_once_sends_each_request_once(driver: Driver, connections: int) -> None:
     with server(4, http(BODY)) as port:
