@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from driver import Driver, Exchange
+from driver import Driver, Exchange, Stalled
 from figures import Figure, Sample, figure
 from peers.base import Absent, Peer
 from peers.kvgate import Kvgate
@@ -127,7 +127,7 @@ class Bed:
             say(f"{row}: round {number + 1} of {rounds or self.rounds}", passing=True)
             for name in list(samples):
                 try:
-                    samples[name].append(contenders[name]())
+                    samples[name].append(self._sample(row, name, contenders[name]))
                 except RuntimeError as error:
                     del samples[name]
                     if name in self.peers and name not in ("raw", "kvgate"):
@@ -150,6 +150,14 @@ class Bed:
         if made:
             say(f"{row}: {', '.join(f'{name} {made[name].value:.3g}' for name in list(made)[:2])} {unit}")
         return made
+
+    def _sample(self, row: str, name: str, contender: Contender) -> Sample:
+        """One run. One that stalls is repeated, once, and the report says so. Raises RuntimeError."""
+        try:
+            return contender()
+        except Stalled as error:
+            self.skip(f"{row}: one run of {name}", f"{error}; it was repeated")
+            return contender()
 
 
 def say(text: str, *, passing: bool = False) -> None:
