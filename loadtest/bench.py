@@ -105,7 +105,7 @@ def main() -> None:
             for kind in KINDS:
                 try:
                     kind.measure(bed, lambda row: any(fnmatchcase(row, pattern) for pattern in wanted))
-                except (RuntimeError, KVGateError) as error:
+                except (RuntimeError, KVGateError, ImportError) as error:
                     bed.fail(kind.__name__, f"{type(error).__name__}: {error}")
         finally:
             bed.stop()

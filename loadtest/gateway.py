@@ -24,13 +24,19 @@ BUCKET = "bucket"
 class Gateway:
     """One gateway on a folder. It can be started again after a stop, on what its disk tier has kept."""
 
-    def __init__(self, folder: Path, tiers: dict[str, Any], store: dict[str, Any] | None = None) -> None:
-        """tiers, store: those parts of the configuration. Nothing runs before `start`."""
+    def __init__(
+        self,
+        folder: Path,
+        tiers: dict[str, Any],
+        store: dict[str, Any] | None = None,
+        listen: dict[str, Any] | None = None,
+    ) -> None:
+        """tiers, store, listen: those parts of the configuration, `listen` beside its ports. Nothing runs yet."""
         self.port, self.admin_port = free_port(), free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = folder
         self._config = {
-            "listen": {"port": self.port, "admin_port": self.admin_port},
+            "listen": {"port": self.port, "admin_port": self.admin_port, **(listen or {})},
             "tenants": {
                 "load": {"access_keys": [{"access_key": ACCESS_KEY, "secret_key": SECRET_KEY}], "buckets": [BUCKET]}
             },

@@ -1,50 +1,74 @@
-"""The hand-off of a chunk through shared memory, and a load out of it, against memcpy.
+"""The hand-off of an object through shared memory, and loads out of it, against a bare exchange and memcpy.
 
-How it is done is in `loadtest/shm.py`: `open(folder)` starts a gateway of its own there and yields two contenders, each
-giving a Sample: `handoff()`, the grant and release of one chunk, many times, and `load()`, a load of LOAD_NBYTES.
+`loadtest/shm.py` measures them, kvgate and limit in turn; this file gives it a gateway and its figures their place.
 """
+
+from __future__ import annotations
 
 import importlib
 import importlib.util
-import time
 from collections.abc import Callable
 
-from bed import Bed
-from figures import Sample
+from bed import Bed, say
+from figures import Figure
+from gateway import Gateway
 
-HANDOFF, LOAD = "shm hand-off", "shm load 64M"
-LOAD_NBYTES = 64 << 20
+HANDOFF = "shm hand-off"
+LOADS = {mib: f"shm load {mib}M" for mib in (1, 4, 32, 64)}
+LARGEST_MIB = 64
+SHM, BARE, MEMCPY = "kvgate shm", "bare exchange", "memcpy"
 
 
 def names() -> list[str]:
-    return [HANDOFF, LOAD]
+    return [HANDOFF, *LOADS.values()]
 
 
 def measure(bed: Bed, wanted: Callable[[str], bool]) -> None:
-    if not (wanted(HANDOFF) or wanted(LOAD)):
+    if not any(map(wanted, names())):
         return
     if importlib.util.find_spec("shm") is None:
         bed.skip("shm", "this kvgate has no loadtest/shm.py")
-        if wanted(LOAD):
-            bed.measure(LOAD, "GB/s", {"memcpy": memcpy}, limit="memcpy")
         return
-    shm = importlib.import_module("shm")
-    with shm.open(bed.folder / "shm") as ways:
-        if wanted(HANDOFF) and (mine := bed.measure(HANDOFF, "us", {"kvgate shm": ways.handoff}).get("kvgate shm")):
-            mine.want("p50 <= 30 us", mine.value <= 30)
-        if wanted(LOAD):
-            contenders = {"memcpy": memcpy, "kvgate shm": ways.load}
-            if mine := bed.measure(LOAD, "GB/s", contenders, limit="memcpy").get("kvgate shm"):
+    folder = bed.folder / "shm"
+    gateway = Gateway(folder, {"host": {"capacity": "512MiB"}}, listen={"shm_socket": str(folder / "socket")})
+    try:
+        gateway.start()
+        found = importlib.import_module("shm").measure(gateway.url, rounds=bed.rounds)
+    finally:
+        gateway.stop()
+    if wanted(HANDOFF):
+        times = found["hand_off"]
+        bare = _figure(HANDOFF, BARE, "us", times["bare_p50_us"], 1.0, BARE)
+        mine = _figure(HANDOFF, SHM, "us", times["p50_us"], times["p50_us"] / times["bare_p50_us"], BARE)
+        mine.p99_us = times["p99_us"]
+        mine.want("p50 <= 30 us", mine.value <= 30)
+        bed.figures += [bare, mine]
+        say(f"{HANDOFF}: {mine.value:g} us")
+    for load in found["loads"]:
+        row = LOADS[load["mib"]]
+        if wanted(row):
+            memcpy = _figure(row, MEMCPY, "GB/s", load["memcpy_gb_s"], 1.0, MEMCPY)
+            mine = _figure(row, SHM, "GB/s", load["verified_gb_s"], load["verified_ratio"], MEMCPY)
+            if load["mib"] == LARGEST_MIB:
                 mine.want_of_limit(0.8)
+            bed.figures += [memcpy, mine]
+            say(f"{row}: memcpy {memcpy.value:g}, {SHM} {mine.value:g} GB/s")
 
 
-def memcpy() -> Sample:
-    """One copy of LOAD_NBYTES between two buffers that are there already, the fastest of five."""
-    source, target = memoryview(bytearray(LOAD_NBYTES)), memoryview(bytearray(LOAD_NBYTES))
-    source[:] = target[:]
-    took = []
-    for _ in range(5):
-        began = time.perf_counter()
-        target[:] = source
-        took.append(time.perf_counter() - began)
-    return Sample(operations=1, nbytes=LOAD_NBYTES, wall_s=min(took), p50_us=min(took) * 1e6, all_operations=1)
+def _figure(row: str, contender: str, unit: str, value: float, of_limit: float, limit: str) -> Figure:
+    return Figure(
+        row=row,
+        contender=contender,
+        unit=unit,
+        value=value,
+        of_limit=of_limit,
+        limit=limit,
+        p50_us=value if unit == "us" else 0.0,
+        p99_us=0.0,
+        server_cpu_s_per_gb=None,
+        server_us_per_operation=None,
+        client_cpu_s_per_gb=None,
+        client_us_per_operation=None,
+        rss_mib=None,
+        rounds=[value],
+    )
