@@ -10,7 +10,7 @@ import pytest
 from driver import Driver
 from report import BEGIN, END
 
-from tests.loadtest.conftest import Run
+from tests.loadtest.conftest import ROOT, Run
 
 TINY = ("--peers", "--rounds", "2", "--seconds", "0.05")
 
@@ -23,7 +23,7 @@ def _compiler(driver: Driver) -> None:
 def test_a_run_reports_speed_cost_and_goals_beside_the_limit(run: Run, tmp_path: Path) -> None:
     results, document = tmp_path / "run.json", tmp_path / "performance.md"
     document.write_text(f"before\n{BEGIN}\nan earlier run\n{END}\nafter\n")
-    rows = ["GET 256K x1", "PUT 256K x8", "HEAD x8", "match x8"]
+    rows = ["GET 256K x1", "PUT 256K x8", "HEAD x8", "HEAD x8 session token", "batch of 64 x 1M", "match x8"]
     done = run(
         "bench.py",
         *TINY,
@@ -36,7 +36,7 @@ def test_a_run_reports_speed_cost_and_goals_beside_the_limit(run: Run, tmp_path:
     assert done.returncode == 0, done.stderr
     written = json.loads(results.read_text())
     figures = {(figure["row"], figure["contender"]): figure for figure in written["figures"]}
-    assert set(figures) == {(row, name) for row in rows[:3] for name in ("raw", "kvgate")} | {("match x8", "kvgate")}
+    assert set(figures) == {(row, name) for row in rows[:5] for name in ("raw", "kvgate")} | {("match x8", "kvgate")}
     for (row, name), figure in figures.items():
         assert figure["value"] > 0
         assert len(figure["rounds"]) == 2
@@ -67,6 +67,17 @@ def test_objects_on_disk_alone_are_compared_with_reading_their_files(run: Run, t
     assert preadv["contender"] == "preadv"
     assert kvgate["of_limit"] == pytest.approx(kvgate["value"] / preadv["value"])
     assert [goal["text"] for goal in kvgate["goals"]] == ["of preadv >= 0.9"]
+
+
+def test_shared_memory_is_compared_with_memcpy(run: Run, tmp_path: Path) -> None:
+    if not (ROOT / "loadtest" / "shm.py").exists():
+        pytest.skip("this kvgate has no loadtest/shm.py")
+    done = run("bench.py", "--peers", "--rounds", "1", "--only", "shm*", "--json", tmp_path / "run.json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "run.json").read_text())["figures"]
+    goals = {figure["row"]: figure["goals"] for figure in figures if figure["contender"] == "kvgate shm"}
+    assert [goal["text"] for goal in goals["shm hand-off"]] == ["p50 <= 30 us"]
+    assert [goal["text"] for goal in goals["shm load 64M"]] == ["of memcpy >= 0.8"]
 
 
 def test_a_row_that_there_is_not_is_refused_with_those_that_there_are(run: Run) -> None:
