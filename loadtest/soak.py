@@ -14,17 +14,15 @@ import argparse
 import contextlib
 import hashlib
 import random
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
-import yaml
-from restart import ACCESS_KEY, SECRET_KEY, free_port, ready, rss
+from gateway import ACCESS_KEY, SECRET_KEY, Gateway
+from processes import rss_nbytes
 
 from kvgate.client.sync import Client
 from kvgate.errors import DeadlineExceeded, GatewayError
@@ -103,12 +101,6 @@ class Soak:
             self.wrong.append(f"key {key}, from byte {start}: {len(body)} bytes that were never written")
 
 
-def scrape(port: int) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))}
-
-
 def descriptors(pid: int) -> int:
     count = 0
     for path in Path(f"/proc/{pid}/fd").iterdir():
@@ -123,24 +115,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=8, help="how many clients at the same time (default: 8)")
     parser.add_argument("--ack", choices=["memory", "disk"], default="memory", help="store.ack (default: memory)")
     options = parser.parse_args()
-    port, admin_port = free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="kvgate-soak-") as folder:
-        path = Path(folder) / "kvgate.yaml"
-        key = {"access_key": ACCESS_KEY, "secret_key": SECRET_KEY}
-        config = {
-            "listen": {"port": port, "admin_port": admin_port},
-            "tenants": {"load": {"access_keys": [key], "buckets": ["bucket"]}},
-            "tiers": {"host": {"capacity": "24MiB"}, "disk": {"path": f"{folder}/disk", "capacity": "80MiB"}},
-            "store": {"ack": options.ack, "window": "2MiB"},
-        }
-        path.write_text(yaml.safe_dump(config))
-        command = [sys.executable, "-m", "kvgate.cli", "serve", "--config", str(path), "--log-level", "error"]
-        gateway = subprocess.Popen(command)
+        gateway = Gateway(
+            Path(folder),
+            {"host": {"capacity": "24MiB"}, "disk": {"path": f"{folder}/disk", "capacity": "80MiB"}},
+            {"ack": options.ack, "window": "2MiB"},
+        )
         try:
-            while not ready(admin_port):
-                time.sleep(0.02)
-            before = descriptors(gateway.pid)
-            soak = Soak(f"http://127.0.0.1:{port}", options.seconds)
+            gateway.start()
+            assert gateway.process is not None
+            pid = gateway.process.pid
+            before = descriptors(pid)
+            soak = Soak(gateway.url, options.seconds)
             threads = [threading.Thread(target=soak.run, args=(seed,)) for seed in range(options.threads)]
             for thread in threads:
                 thread.start()
@@ -153,26 +139,24 @@ def main() -> None:
                 for entry in list(client.list("bucket")):
                     client.delete("bucket", entry.key)
                 time.sleep(2)
-                left = scrape(admin_port)
                 quota_nbytes = client.stats().nbytes
             for outcome, count in sorted(soak.counts.items()):
                 print(f"{count:>8,}  {outcome}")
             rest = {
                 "wrong bodies": len(soak.wrong),
-                "bytes in memory": left['kvgate_tier_used_bytes{tier="host"}'],
-                "bytes on disk": left['kvgate_tier_used_bytes{tier="disk"}'],
+                "bytes in memory": gateway.metric('kvgate_tier_used_bytes{tier="host"}'),
+                "bytes on disk": gateway.metric('kvgate_tier_used_bytes{tier="disk"}'),
                 "files": sum(path.is_file() for path in Path(folder, "disk", "objects").rglob("*")),
                 "bytes of quota": quota_nbytes,
-                "leases": left["kvgate_leases"],
-                "descriptors more than before": max(0, descriptors(gateway.pid) - before - 1),
+                "leases": gateway.metric("kvgate_leases"),
+                "descriptors more than before": max(0, descriptors(pid) - before - 1),
             }
             for what, number in rest.items():
                 print(f"{number:>8,.0f}  {what} left" if what != "wrong bodies" else f"{number:>8,}  {what}")
-            print(f"{rss(gateway.pid) / 2**20:>8.0f}  MiB RSS of the gateway")
+            print(f"{rss_nbytes(pid) / 2**20:>8.0f}  MiB RSS of the gateway")
             sys.exit("\n".join(soak.wrong) or any(rest.values()))
         finally:
-            gateway.terminate()
-            gateway.wait()
+            gateway.stop()
 
 
 if __name__ == "__main__":
