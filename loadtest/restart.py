@@ -60,7 +60,9 @@ def fill(folder: Path, objects: int) -> None:
 
 def measure(folder: Path, objects: int) -> dict[str, float]:
     """Start a gateway on `folder` and measure it."""
-    gateway = Gateway(folder, {"host": {"capacity": "64MiB", "prefault": 0}, "disk": {"path": str(folder), "capacity": "100TiB"}})
+    gateway = Gateway(
+        folder, {"host": {"capacity": "64MiB", "prefault": 0}, "disk": {"path": str(folder), "capacity": "100TiB"}}
+    )
     began = time.monotonic()
     try:
         gateway.start()
