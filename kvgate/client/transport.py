@@ -2,7 +2,7 @@
 
 The gateway tells with `tenant()` what there is on its own host. A path is believed only once whoever is behind it has
 told the same boot id: another host may have a gateway at a socket of the same name. Whatever fails on a faster way goes
-the next one; a way that was lost is looked for again, after a second at first and then ever more rarely.
+the next one. A way that was lost is looked for again every second, and memory that cannot be attached to ever more rarely.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Transport:
         with self._lock:
             wants = self._lost and time.monotonic() >= self._retry_at
             if wants:
-                self._wait()
+                self._retry_at = time.monotonic() + _RETRY_S
             return wants
 
     def lose(self) -> None:
@@ -108,14 +108,11 @@ class Transport:
             except GatewayError as error:
                 _log.debug("no shared memory: %s", error)
                 self._lost = True
-                self._wait()
+                self._retry_at = time.monotonic() + self._retry_s
+                self._retry_s = min(2 * self._retry_s, _MAX_RETRY_S)
             else:
                 self._retry_s = _RETRY_S
             return self._attachment
-
-    def _wait(self) -> None:
-        self._retry_at = time.monotonic() + self._retry_s
-        self._retry_s = min(2 * self._retry_s, _MAX_RETRY_S)
 
     def load_prefix(
         self, bucket: str, space: str, hashes: Sequence[bytes], views: Sequence[memoryview], deadline: Deadline
