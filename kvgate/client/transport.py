@@ -2,7 +2,7 @@
 
 The gateway tells with `tenant()` what there is on its own host. A path is believed only once whoever is behind it has
 told the same boot id: another host may have a gateway at a socket of the same name. Whatever fails on a faster way goes
-the next one. A way that was lost is looked for again every second, and memory that cannot be attached to ever more rarely.
+the next one. A way that was lost is looked for again every second, and memory that is refused ever more rarely.
 """
 
 from __future__ import annotations
