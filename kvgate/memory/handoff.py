@@ -227,6 +227,11 @@ def encode_grant(grant: Grant) -> bytes:
     return b"".join([head, *[_EXTENT.pack(*extent) for extent in extents], blocks.tobytes()])
 
 
+def encode_one_grant(request: int, grant: bytes) -> bytes:
+    """A frame GRANTS of one grant, as `encode_grant` gives it."""
+    return _HEAD.pack(GRANTS, 0, 1, request) + grant
+
+
 def encode_grants(request: int, grants: Sequence[bytes], *, more: bool) -> bytes:
     return b"".join([_HEAD.pack(GRANTS, MORE if more else 0, len(grants), request), *grants])
 

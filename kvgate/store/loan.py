@@ -14,7 +14,7 @@ from kvgate.tiers.base import Record
 class Loan:
     """A lease on an object and on its bytes, until `end`. Nothing has verified the bytes against `blocks`."""
 
-    __slots__ = ("_copies", "_entry", "_lease", "blocks", "extents", "owner", "record")
+    __slots__ = ("_copies", "_entry", "_lease", "blocks", "extents", "record")
 
     def __init__(self, copies: Copies, entry: Entry, lease: Lease, blocks: array[int]) -> None:
         """Takes `lease` over."""
@@ -23,9 +23,13 @@ class Loan:
         self._entry: Entry | None = entry
         self._lease = lease
         self.record: Record = entry.record
-        self.owner = lease.owner
         self.extents: tuple[Extent, ...] = lease.extents
         self.blocks = blocks
+
+    @property
+    def owner(self) -> str:
+        """Whose segments the bytes lie in."""
+        return self._lease.owner
 
     def touch(self) -> None:
         """Note the use of the object, in its order of eviction."""

@@ -21,8 +21,12 @@ from kvgate.memory.mapping import Mapping, address_of, move
 if TYPE_CHECKING:
     from kvgate.client.local.attachment import Attachment
 
-_SPLIT_NBYTES = 4 << 20
-"""From this size on, a copy is made by two threads where one is free, and a grant is released at once."""
+_SPLIT_NBYTES = 16 << 20
+"""From this size on, a copy is made by two threads where one is free: to wake one takes as long as to copy a MiB, and
+where all cores are busy much longer."""
+
+_RELEASE_NBYTES = 4 << 20
+"""From this size on, a grant is released at once."""
 
 
 class Grant:
@@ -99,7 +103,7 @@ class Grant:
         """Let the object go. Idempotent."""
         if not self._released:
             self._released = True
-            self._attachment.release([self._number], soon=self.nbytes < _SPLIT_NBYTES)
+            self._attachment.release([self._number], soon=self.nbytes < _RELEASE_NBYTES)
 
     def __enter__(self) -> Grant:
         return self

@@ -256,7 +256,7 @@ class Connection:
 
     def _send_grants(self, request: int, answers: list[bytes]) -> None:
         if len(answers) == 1:
-            self._send(handoff.encode_grants(request, answers, more=False))
+            self._send(handoff.encode_one_grant(request, answers[0]))
             return
         start = nbytes = 0
         for end, answer in enumerate(answers):

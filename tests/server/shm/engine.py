@@ -72,7 +72,7 @@ def write(attachment: Attachment, keys: int, choose: random.Random) -> None:
 
 def hold(attachment: Attachment) -> None:
     """Take a grant, say so, wait to be stopped and continued, and look whether the copy counts."""
-    found = attachment.get(BUCKET, "key-0", Deadline(10))
+    found = attachment.get(BUCKET, "key-0", Deadline(10), wait_s=5)
     assert isinstance(found, Grant)
     views = found.views
     say("held")
