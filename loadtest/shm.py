@@ -24,8 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-from restart import ACCESS_KEY, SECRET_KEY, free_port, ready
+from gateway import ACCESS_KEY, BUCKET, SECRET_KEY, Gateway
 
 from kvgate.auth.sigv4 import Credential
 from kvgate.client.deadline import Deadline
@@ -35,7 +34,6 @@ from kvgate.memory.mapping import address_of
 
 MiB = 1 << 20
 SIZES = (1, 4, 32, 64)
-BUCKET = "bucket"
 _PEER = """
 import socket, sys
 sock = socket.socket(fileno=int(sys.argv[1]))
@@ -153,25 +151,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the figures here")
     options = parser.parse_args()
-    port, admin_port = free_port(), free_port()
     with tempfile.TemporaryDirectory(prefix="kvgate-shm-") as folder:
-        path = Path(folder) / "kvgate.yaml"
-        key = {"access_key": ACCESS_KEY, "secret_key": SECRET_KEY}
-        listen = {"port": port, "admin_port": admin_port, "shm_socket": f"{folder}/shm"}
-        tenants = {"load": {"access_keys": [key], "buckets": [BUCKET]}}
-        path.write_text(
-            yaml.safe_dump({"listen": listen, "tenants": tenants, "tiers": {"host": {"capacity": "512MiB"}}})
-        )
-        gateway = subprocess.Popen(
-            [sys.executable, "-m", "kvgate.cli", "serve", "--config", str(path), "--log-level", "warning"]
-        )
+        gateway = Gateway(Path(folder), {"host": {"capacity": "512MiB"}}, listen={"shm_socket": f"{folder}/shm"})
         try:
-            while not ready(admin_port):
-                time.sleep(0.02)
-            figures = measure(f"http://127.0.0.1:{port}")
+            gateway.start()
+            figures = measure(gateway.url)
         finally:
-            gateway.terminate()
-            gateway.wait()
+            gateway.stop()
     hand_off = figures["hand_off"]
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, Python {sys.version.split()[0]}")
     print(f"hand-off p50 {hand_off['p50_us']} µs, p99 {hand_off['p99_us']} µs; bare {hand_off['bare_p50_us']} µs")
