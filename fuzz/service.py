@@ -25,6 +25,7 @@ from kvgate.auth.tenants import AccessKeyConfig, TenantConfig, Tenants
 from kvgate.config import KiB, MiB, Seconds, Secret, Size
 from kvgate.errors import IncompleteBody, KVGateError
 from kvgate.kvapi.api import KVApi
+from kvgate.kvapi.call import Local
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.messages import Headers, Request, Response, views
 from kvgate.metrics import Metrics
@@ -167,7 +168,9 @@ class Service:
                 authenticator = Authenticator(self._tenants, time.time)
                 unsigned = next(iter(self._tenants))
                 self.s3 = S3(self._store, self._tenants, authenticator, REGION, unsigned)
-                self.kvapi = KVApi(self._store, authenticator, KVApiConfig(max_hashes=100, max_body=Size(64 * KiB)))
+                self.kvapi = KVApi(
+                    self._store, authenticator, KVApiConfig(max_hashes=100, max_body=Size(64 * KiB)), Local(bytes(16))
+                )
                 opened.set_result(None)
                 await self._stop.wait()
 

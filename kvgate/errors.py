@@ -179,6 +179,10 @@ class InvalidArgument(InvalidRequest):
     """A parameter or header with a value outside what is accepted."""
 
 
+class MalformedFrame(InvalidRequest):
+    """A frame on the socket that hands memory on which is not of its form."""
+
+
 class HeadersTooLarge(InvalidRequest):
     """The header section, or its user metadata, is over the limit."""
 

@@ -110,6 +110,14 @@ class Metrics:
             ["what"],
             registry=self.registry,
         )
+        self.shm_engines = Gauge(
+            "kvgate_shm_engines", "Engines on this host that have memory mapped", registry=self.registry
+        )
+        self.shm_grants = Gauge("kvgate_shm_grants", "Objects that engines may copy right now", registry=self.registry)
+        self.shm_granted = self._counter("kvgate_shm_granted_total", "Objects that engines were granted")
+        self.shm_expired = self._counter(
+            "kvgate_shm_expired_total", "Grants and reservations that ended by their deadline, not by their engine"
+        )
         self.leases = Gauge("kvgate_leases", "Leases that clients hold", registry=self.registry)
 
     def note_request(self, operation: str, status: int, seconds: float) -> None:

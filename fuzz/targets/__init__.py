@@ -8,6 +8,7 @@ from fuzz.targets import (
     fields,
     formats,
     forms,
+    handoff,
     heads,
     keys,
     kvapi,
@@ -34,6 +35,7 @@ _FILES = (
     disk_files,
     forms,
     keys,
+    handoff,
     heads,
 )  # what takes longest, first
 

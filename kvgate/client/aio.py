@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Self, TypeVar
+from typing import ParamSpec, Self, TypeVar
 
 from aiohttp import (
+    BaseConnector,
     ClientConnectorError,
     ClientError,
     ClientOSError,
@@ -18,6 +20,7 @@ from aiohttp import (
     DummyCookieJar,
     ServerDisconnectedError,
     TCPConnector,
+    UnixConnector,
 )
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
@@ -26,14 +29,17 @@ from awscrt.checksums import crc64nvme
 from yarl import URL
 
 from kvgate.auth.sigv4 import Credential
+from kvgate.chunk.key import check_bucket, check_key
 from kvgate.client import loader
 from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
 from kvgate.client.buffers import ReadableBuffer, pieces, readable, writable
 from kvgate.client.call import Call, Calls
+from kvgate.client.deadline import Deadline
 from kvgate.client.download import Download
 from kvgate.client.endpoint import parse_endpoint
 from kvgate.client.session import SessionToken
-from kvgate.client.values import Bucket, Entry, Match, Object, ObjectInfo, Stats, TenantInfo
+from kvgate.client.transport import TCP, UNIX, Transport
+from kvgate.client.values import Bucket, Entry, Match, Object, ObjectInfo, Stats, TenantInfo, Traffic
 from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable
 from kvgate.messages import Headers
 
@@ -42,6 +48,7 @@ _READ_BUFFER_NBYTES = 1 << 20
 _CHECKSUM_NBYTES = 8 << 20
 """Checksummed without a break: less than a millisecond of the loop's time."""
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -61,6 +68,7 @@ class AsyncClient:
         max_connections: int = 8,
         tls: ssl.SSLContext | None = None,
         use_session: bool = False,
+        local: bool = True,
     ) -> None:
         """No I/O yet, and no event loop needed. The arguments are those of `Client`."""
         endpoint = parse_endpoint(url)
@@ -69,9 +77,13 @@ class AsyncClient:
         self._access_key = access_key
         self._deadline_s = deadline_s
         self._tls = (tls or ssl.create_default_context()) if endpoint.tls else None
-        self._calls = Calls(endpoint, Credential(access_key, secret_key))
+        credential = Credential(access_key, secret_key)
+        self._calls = Calls(endpoint, credential)
+        self._transport = Transport(credential, local=local)
         self._token = SessionToken() if use_session else None
         self._session: ClientSession | None = None
+        self._unix_session: ClientSession | None = None
+        self._unix_socket = ""
         self._closed = False
 
     def __repr__(self) -> str:
@@ -86,14 +98,23 @@ class AsyncClient:
     async def close(self) -> None:
         """End every connection. Idempotent."""
         self._closed = True
-        if self._session is not None:
-            await self._session.close()
+        self._transport.close()
+        for session in (self._session, self._unix_session):
+            if session is not None:
+                await session.close()
+        if self._session is not None or self._unix_session is not None:
             await asyncio.sleep(0)  # transports that were closed just before let their sockets go in the next turn
+
+    def traffic(self) -> Mapping[str, Traffic]:
+        return self._transport.traffic()
 
     # --- KV calls ---
 
     async def tenant(self, *, deadline_s: float | None = None) -> TenantInfo:
-        return await self._perform(self._calls.tenant(), deadline_s)
+        info = await self._perform(self._calls.tenant(), deadline_s)
+        self._transport.learn(info.local)
+        await self._prove_unix_socket(deadline_s)
+        return info
 
     async def match(
         self, bucket: str, space: str, hashes: Sequence[bytes], *, lease_s: float = 30, deadline_s: float | None = None
@@ -118,7 +139,24 @@ class AsyncClient:
             self, bucket, space, hashes, buffers, self._deadline_s if deadline_s is None else deadline_s
         )
 
+    async def load_locally(
+        self, bucket: str, space: str, hashes: Sequence[bytes], views: Sequence[memoryview], deadline: Deadline
+    ) -> tuple[int, bool]:
+        await self._look_again(deadline)
+        if not self._transport.has_memory:
+            return 0, False
+        return await _in_thread(deadline, self._transport.load_prefix, bucket, space, hashes, views, deadline)
+
     # --- objects ---
+
+    async def load(self, bucket: str, key: str, into: memoryview, *, deadline_s: float | None = None) -> int:
+        deadline, room = Deadline(self._deadline_s if deadline_s is None else deadline_s), writable(into)
+        await self._look_again(deadline)
+        if self._transport.has_memory:
+            nbytes = await _in_thread(deadline, self._transport.load, bucket, key, room, deadline)
+            if nbytes is not None:
+                return nbytes
+        return (await self.get(bucket, key, into=room, deadline_s=deadline.remaining_s())).nbytes
 
     async def get(
         self,
@@ -140,7 +178,9 @@ class AsyncClient:
             download = Download(key, response.status, headers, span, room)
             async for arrived in response.content.iter_any():
                 download.feed(arrived)
-        return download.finish()
+        found = download.finish()
+        self._transport.count(self._way, found.nbytes)
+        return found
 
     async def put(
         self,
@@ -154,13 +194,23 @@ class AsyncClient:
         deadline_s: float | None = None,
     ) -> str:
         body = readable(views)
-        async with self._limit(deadline_s):
+        check_bucket(bucket)
+        check_key(key)
+        deadline = Deadline(self._deadline_s if deadline_s is None else deadline_s)
+        await self._look_again(deadline)
+        if content_type is None and not metadata and not if_none_match and self._transport.has_memory:
+            etag = await _in_thread(deadline, self._transport.put, bucket, key, body, deadline)
+            if etag is not None:
+                return etag
+        async with self._limit(deadline.remaining_s()):
             crc = 0
             for piece in pieces(body, _CHECKSUM_NBYTES):
                 crc = crc64nvme(piece, crc)
                 await asyncio.sleep(0)
             call = self._calls.put(bucket, key, body, crc, content_type, metadata, if_none_match)
-            return await self._ask(call)
+            etag = await self._ask(call)
+        self._transport.count(self._way, sum(map(len, body)))
+        return etag
 
     async def head(self, bucket: str, key: str, *, deadline_s: float | None = None) -> ObjectInfo:
         return await self._perform(self._calls.head(bucket, key), deadline_s)
@@ -185,6 +235,37 @@ class AsyncClient:
 
     async def list_buckets(self, *, deadline_s: float | None = None) -> Sequence[Bucket]:
         return await self._perform(self._calls.list_buckets(), deadline_s)
+
+    # --- ways ---
+
+    @property
+    def _way(self) -> str:
+        return UNIX if self._unix_socket else TCP
+
+    async def _look_again(self, deadline: Deadline) -> None:
+        if self._transport.wants_news():
+            with contextlib.suppress(GatewayError):
+                await self.tenant(deadline_s=deadline.remaining_s() / 2)
+
+    async def _prove_unix_socket(self, deadline_s: float | None) -> None:
+        """Use the gateway's unix socket, if it is the same run of the gateway that answers there."""
+        path = self._transport.unix_socket if self._tls is None else ""
+        if path == self._unix_socket:
+            return
+        await self._leave_unix_socket()
+        if path:
+            self._unix_socket = path
+            info: TenantInfo | None = None
+            with contextlib.suppress(GatewayError):
+                info = await self._perform(self._calls.tenant(), deadline_s)
+            if info is None or info.local is None or info.local.boot_id != self._transport.boot_id:
+                await self._leave_unix_socket()
+
+    async def _leave_unix_socket(self) -> None:
+        self._unix_socket = ""
+        session, self._unix_session = self._unix_session, None
+        if session is not None:
+            await session.close()
 
     # --- the one way of all ---
 
@@ -264,7 +345,11 @@ class AsyncClient:
         try:
             return await self._request(call, body)
         except ClientConnectorError:
-            raise
+            if not self._unix_socket:
+                raise
+            await self._leave_unix_socket()
+            self._transport.lose()
+            return await self._request(call, body)
         except (ClientOSError, ServerDisconnectedError):
             if call.method != "POST" or not call.repeatable:  # aiohttp itself repeats the idempotent methods
                 raise
@@ -280,17 +365,36 @@ class AsyncClient:
         )
 
     def _opened(self) -> ClientSession:
+        if self._unix_socket:
+            if self._unix_session is None:
+                self._unix_session = _session(UnixConnector(self._unix_socket, limit=self.max_connections))
+            return self._unix_session
         if self._session is None:
-            connector = TCPConnector(limit=self.max_connections, ssl=self._tls if self._tls is not None else True)
-            self._session = ClientSession(
-                connector=connector,
-                cookie_jar=DummyCookieJar(),
-                timeout=ClientTimeout(total=None, sock_connect=None),
-                auto_decompress=False,
-                trust_env=False,
-                read_bufsize=_READ_BUFFER_NBYTES,
-            )
+            tls = self._tls if self._tls is not None else True
+            self._session = _session(TCPConnector(limit=self.max_connections, ssl=tls))
         return self._session
+
+
+def _session(connector: BaseConnector) -> ClientSession:
+    return ClientSession(
+        connector=connector,
+        cookie_jar=DummyCookieJar(),
+        timeout=ClientTimeout(total=None, sock_connect=None),
+        auto_decompress=False,
+        trust_env=False,
+        read_bufsize=_READ_BUFFER_NBYTES,
+    )
+
+
+async def _in_thread(deadline: Deadline, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What `fn` returns or raises in a thread; when cancelled, once the thread has let go of what it was given."""
+    task = asyncio.create_task(asyncio.to_thread(fn, *args, **kwargs))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        deadline.cut()
+        await asyncio.wait([task])
+        raise
 
 
 class _Views(Payload):

@@ -20,7 +20,19 @@ import msgpack
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from kvgate.client.values import Bucket, Entry, Match, ObjectInfo, Page, Place, Session, Stats, TenantInfo, TierUsage
+from kvgate.client.values import (
+    Bucket,
+    Entry,
+    LocalWays,
+    Match,
+    ObjectInfo,
+    Page,
+    Place,
+    Session,
+    Stats,
+    TenantInfo,
+    TierUsage,
+)
 from kvgate.errors import GatewayError
 from kvgate.messages import Headers
 
@@ -70,7 +82,15 @@ def read_tenant(answer: Answer) -> TenantInfo:
         salt=fields.one("salt", bytes),
         quota_nbytes=fields.one_or_none("quota_nbytes", int),
         buckets=tuple(fields.listed("buckets", str)),
+        local=_local(answer.status, fields.one_or_none("local", dict)),
     )
+
+
+def _local(status: int, members: dict[str, object] | None) -> LocalWays | None:
+    if members is None:
+        return None
+    fields = _Fields(status, members)
+    return LocalWays(fields.one("boot_id", bytes), fields.one("shm_socket", str), fields.one("unix_socket", str))
 
 
 def read_match(answer: Answer) -> Match:

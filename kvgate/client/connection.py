@@ -24,9 +24,13 @@ T = TypeVar("T")
 
 
 class Connection:
-    """A wire with HTTP on it. Use it from one thread at a time."""
+    """A wire with HTTP on it. Use it from one thread at a time.
 
-    def __init__(self, wire: Wire) -> None:
+    is_local: whether it is one to a unix socket
+    """
+
+    def __init__(self, wire: Wire, *, is_local: bool = False) -> None:
+        self.is_local = is_local
         self._wire = wire
         self._stream = _Stream(wire, _BUFFER_NBYTES)
         self._response: HTTPResponse | None = None

@@ -29,6 +29,11 @@ class Deadline:
             raise DeadlineExceeded(f"the call did not end within {self._total_s:g} s")
         return left_s
 
+    @property
+    def over(self) -> bool:
+        """Whether no time is left."""
+        return time.monotonic() >= self._end_s or self._is_cut()
+
     def share(self, parts: int = 1) -> Deadline:
         """A deadline within this one, after one of `parts` equal parts of the time left. It may be cut on its own.
 

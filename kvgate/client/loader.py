@@ -9,9 +9,10 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from kvgate.chunk.key import ChunkKey, check_bucket
@@ -43,7 +44,13 @@ def load_chunks(
     a shorter prefix, not an exception. Raises InvalidArgument, InvalidKey and InvalidBucketName.
     """
     keys, views = _checked(bucket, space, hashes, buffers)
-    prefix, whole = _Prefix(len(keys)), Deadline(deadline_s)
+    whole = Deadline(deadline_s)
+    with _ending(whole):
+        local, at_gap = client.load_locally(bucket, space, hashes, views, whole)
+    if at_gap or local == len(keys):
+        return local
+    keys, views, hashes = keys[local:], views[local:], hashes[local:]
+    prefix = _Prefix(len(keys))
     under_way: dict[int, Deadline] = {}
 
     def work() -> None:
@@ -78,7 +85,7 @@ def load_chunks(
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
-    return prefix.leading
+    return local + prefix.leading
 
 
 async def load_chunks_async(
@@ -91,7 +98,12 @@ async def load_chunks_async(
 ) -> int:
     """`load_chunks` with tasks instead of threads. When it is cancelled, nobody writes into the buffers any more."""
     keys, views = _checked(bucket, space, hashes, buffers)
-    prefix, whole = _Prefix(len(keys)), Deadline(deadline_s)
+    whole = Deadline(deadline_s)
+    local, at_gap = await client.load_locally(bucket, space, hashes, views, whole)
+    if at_gap or local == len(keys):
+        return local
+    keys, views, hashes = keys[local:], views[local:], hashes[local:]
+    prefix = _Prefix(len(keys))
     under_way: dict[int, asyncio.Task[Any] | None] = {}
 
     async def work() -> None:
@@ -113,7 +125,17 @@ async def load_chunks_async(
     async with asyncio.TaskGroup() as group:
         for _ in range(min(client.max_connections, len(keys))):
             group.create_task(work())
-    return prefix.leading
+    return local + prefix.leading
+
+
+@contextlib.contextmanager
+def _ending(deadline: Deadline) -> Iterator[None]:
+    """Cut the deadline when what is done within is broken off, so that no other thread goes on."""
+    try:
+        yield
+    except BaseException:
+        deadline.cut()
+        raise
 
 
 class _Prefix:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import ssl
 import threading
+from collections.abc import Callable
 
 from kvgate.client.connection import Connection
 from kvgate.client.deadline import Deadline
 from kvgate.client.endpoint import Endpoint
 from kvgate.client.resolver import Resolver
-from kvgate.client.wire import connect
-from kvgate.errors import GatewayUnavailable
+from kvgate.client.wire import connect, connect_unix
+from kvgate.errors import DeadlineExceeded, GatewayUnavailable
 
 _CUT_POLL_S = 0.05
 
@@ -28,6 +29,8 @@ class Pool:
         self._tls = tls
         self._max_connections = max_connections
         self._closed = False
+        self._unix_socket = ""
+        self._lost: Callable[[], None]
         self._start()
 
     def _start(self) -> None:
@@ -49,9 +52,7 @@ class Pool:
         try:
             if self._closed:
                 raise GatewayUnavailable("this client is closed")
-            return (None if fresh else self._kept()) or Connection(
-                connect(self._endpoint, self._resolver.addresses(deadline), self._tls, deadline)
-            )
+            return (None if fresh else self._kept()) or self._connect(deadline)
         except BaseException:
             self._slots.release()
             raise
@@ -68,6 +69,19 @@ class Pool:
         finally:
             self._slots.release()
 
+    def use_unix_socket(self, path: str, lost: Callable[[], None]) -> None:
+        """Make new connections to the gateway's unix socket, until one fails; an empty path for TCP again.
+
+        lost: called when one fails
+        """
+        self._lost = lost
+        if path != self._unix_socket:
+            self._unix_socket = path
+            with self._lock:
+                idle, self._idle = self._idle, []
+            for connection in idle:
+                connection.close()
+
     def close(self) -> None:
         """Close the idle connections now, and those in use when they are given back. Idempotent."""
         with self._lock:
@@ -75,6 +89,17 @@ class Pool:
             idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+
+    def _connect(self, deadline: Deadline) -> Connection:
+        if self._unix_socket:
+            try:
+                return Connection(connect_unix(self._unix_socket, deadline), is_local=True)
+            except DeadlineExceeded:
+                raise
+            except GatewayUnavailable:
+                self._unix_socket = ""
+                self._lost()
+        return Connection(connect(self._endpoint, self._resolver.addresses(deadline), self._tls, deadline))
 
     def _kept(self) -> Connection | None:
         """An idle connection that the gateway has not ended meanwhile; those that it has are closed."""

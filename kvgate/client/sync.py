@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Self, TypeVar
 
 from kvgate.auth.sigv4 import Credential
+from kvgate.chunk.key import check_bucket, check_key
 from kvgate.client import loader
 from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
 from kvgate.client.buffers import ReadableBuffer, checksum, readable, writable
@@ -17,7 +19,9 @@ from kvgate.client.download import Download
 from kvgate.client.endpoint import parse_endpoint
 from kvgate.client.pool import Pool
 from kvgate.client.session import SessionToken
-from kvgate.client.values import Bucket, Entry, Match, Object, ObjectInfo, Stats, TenantInfo
+from kvgate.client.transport import TCP, UNIX, Transport
+from kvgate.client.values import Bucket, Entry, Match, Object, ObjectInfo, Stats, TenantInfo, Traffic
+from kvgate.client.wire import connect_unix
 from kvgate.errors import GatewayError, GatewayUnavailable
 from kvgate.messages import Headers
 
@@ -49,6 +53,7 @@ class Client:
         max_connections: int = 8,
         tls: ssl.SSLContext | None = None,
         use_session: bool = False,
+        local: bool = True,
     ) -> None:
         """No I/O yet. Proxies in the environment are ignored.
 
@@ -58,6 +63,7 @@ class Client:
         tls:             for https; by default the system's certificates are trusted
         use_session:     send a session token instead of signing each call, where the gateway gives one. Whoever can
                          read the connection can use it until it ends: for https and networks that are trusted
+        local:           whether to use the gateway's memory and unix socket once `tenant` has told that they are here
         """
         endpoint = parse_endpoint(url)
         context = (tls or ssl.create_default_context()) if endpoint.tls else None
@@ -65,9 +71,12 @@ class Client:
         self._url = str(endpoint)
         self._access_key = access_key
         self._deadline_s = deadline_s
-        self._calls = Calls(endpoint, Credential(access_key, secret_key))
+        credential = Credential(access_key, secret_key)
+        self._calls = Calls(endpoint, credential)
         self._pool = Pool(endpoint, context, max_connections)
         self._session = SessionToken() if use_session else None
+        self._transport = Transport(credential, local=local)
+        self._has_unix_http = not endpoint.tls
 
     def __repr__(self) -> str:
         return f"Client({self._url!r}, {self._access_key!r})"
@@ -80,13 +89,26 @@ class Client:
 
     def close(self) -> None:
         """End the idle connections now, and those in use after their call. Idempotent."""
+        self._transport.close()
         self._pool.close()
+
+    def traffic(self) -> Mapping[str, Traffic]:
+        """What went which way so far: `shm`, `unix` or `tcp`."""
+        return self._transport.traffic()
 
     # --- KV calls ---
 
     def tenant(self, *, deadline_s: float | None = None) -> TenantInfo:
-        """Who this credential belongs to, with the salt that roots its chain hashes."""
-        return self._ask(self._calls.tenant(), deadline_s)
+        """Who this credential belongs to, with the salt that roots its chain hashes.
+
+        Where the answer says how the gateway is reached on its own host, and this is that host, chunks and objects go
+        that way from now on.
+        """
+        deadline = self._deadline(deadline_s)
+        info = self._perform(self._calls.tenant(), deadline)
+        self._transport.learn(info.local)
+        self._pool.use_unix_socket(self._proved_unix_socket(deadline), self._transport.lose)
+        return info
 
     def match(
         self, bucket: str, space: str, hashes: Sequence[bytes], *, lease_s: float = 30, deadline_s: float | None = None
@@ -120,7 +142,21 @@ class Client:
             self, bucket, space, hashes, buffers, self._deadline_s if deadline_s is None else deadline_s
         )
 
+    def load_locally(
+        self, bucket: str, space: str, hashes: Sequence[bytes], views: Sequence[memoryview], deadline: Deadline
+    ) -> tuple[int, bool]:
+        """`Transport.load_prefix`."""
+        self._look_again(deadline)
+        return self._transport.load_prefix(bucket, space, hashes, views, deadline)
+
     # --- objects ---
+
+    def load(self, bucket: str, key: str, into: memoryview, *, deadline_s: float | None = None) -> int:
+        """Copy a whole object to the front of `into`, verified, by the fastest way that there is; its length."""
+        deadline, room = self._deadline(deadline_s), writable(into)
+        self._look_again(deadline)
+        nbytes = self._transport.load(bucket, key, room, deadline)
+        return self.fetch(bucket, key, room, None, None, deadline).nbytes if nbytes is None else nbytes
 
     def get(
         self,
@@ -156,7 +192,9 @@ class Client:
             connection.readinto(memoryview(bytearray(1)))  # the end of the answer
         finally:
             self._pool.give(connection)
-        return download.finish()
+        found = download.finish()
+        self._transport.count(UNIX if connection.is_local else TCP, found.nbytes)
+        return found
 
     def put(
         self,
@@ -176,8 +214,22 @@ class Client:
         """
         deadline = self._deadline(deadline_s)
         body = readable(views)
+        check_bucket(bucket)
+        check_key(key)
+        if content_type is None and not metadata and not if_none_match:
+            self._look_again(deadline)
+            etag = self._transport.put(bucket, key, body, deadline)
+            if etag is not None:
+                return etag
         call = self._calls.put(bucket, key, body, checksum(body), content_type, metadata, if_none_match)
-        return self._perform(call, deadline)
+        connection, status, headers = self._send(call, deadline)
+        try:
+            answer = _answer(connection, status, headers)
+        finally:
+            self._pool.give(connection)
+        etag = call.read(answer)
+        self._transport.count(UNIX if connection.is_local else TCP, sum(map(len, body)))
+        return etag
 
     def head(self, bucket: str, key: str, *, deadline_s: float | None = None) -> ObjectInfo:
         """What the gateway says of an object. GatewayError 404 when there is none."""
@@ -214,6 +266,28 @@ class Client:
 
     def _deadline(self, deadline_s: float | None) -> Deadline:
         return Deadline(self._deadline_s if deadline_s is None else deadline_s)
+
+    def _look_again(self, deadline: Deadline) -> None:
+        """Ask the gateway for its ways once more where one was lost; what fails here fails again later."""
+        if self._transport.wants_news():
+            with contextlib.suppress(GatewayError):
+                self.tenant(deadline_s=deadline.remaining_s() / 2)
+
+    def _proved_unix_socket(self, deadline: Deadline) -> str:
+        """The gateway's unix socket, if it is the same run of the gateway that answers there; else empty."""
+        path, call = self._transport.unix_socket if self._has_unix_http else "", self._calls.tenant()
+        if not path:
+            return ""
+        with contextlib.suppress(GatewayError):
+            connection = Connection(connect_unix(path, deadline.share(2)), is_local=True)
+            try:
+                status, headers = connection.exchange(self._calls.proven(call), deadline.share(2))
+                local = call.read(_answer(connection, status, headers)).local
+            finally:
+                connection.close()
+            if local is not None and local.boot_id == self._transport.boot_id:
+                return path
+        return ""
 
     def _ask(self, call: Call[T], deadline_s: float | None) -> T:
         return self._perform(call, self._deadline(deadline_s))

@@ -8,13 +8,33 @@ from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
+class LocalWays:
+    """How a gateway is reached on its own host; an empty path is no way. `boot_id` is that of its present run."""
+
+    boot_id: bytes
+    shm_socket: str
+    unix_socket: str
+
+
+class Traffic(NamedTuple):
+    """What went one way: objects loaded and stored, and their bytes."""
+
+    transfers: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class TenantInfo:
-    """Who the credential belongs to. `salt` goes into the root of the tenant's chain hashes; it is not a secret."""
+    """Who the credential belongs to. `salt` goes into the root of the tenant's chain hashes; it is not a secret.
+
+    local: None from a gateway that does not say
+    """
 
     name: str
     salt: bytes = field(repr=False)
     quota_nbytes: int | None
     buckets: tuple[str, ...]
+    local: LocalWays | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,15 +94,16 @@ class Wire(io.RawIOBase):
     def establish(self, address: Any, deadline: Deadline) -> None:
         """Connect to `address`."""
         try:
-            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._sock.family != socket.AF_UNIX:
+                self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             failure = self._sock.connect_ex(address)
             if failure == errno.EINPROGRESS:
                 self._wait(select.POLLOUT, deadline)
                 failure = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         except OSError as error:
-            raise GatewayUnavailable(f"no connection to {address[0]}: {error}") from error
+            raise GatewayUnavailable(f"no connection to {address}: {error}") from error
         if failure:
-            raise GatewayUnavailable(f"no connection to {address[0]} port {address[1]}: {os.strerror(failure)}")
+            raise GatewayUnavailable(f"no connection to {address}: {os.strerror(failure)}")
 
     def handshake(self, context: ssl.SSLContext, host: str, deadline: Deadline) -> None:
         """Speak TLS from here on, with a peer that proves to be `host`."""
@@ -157,6 +158,11 @@ def connect(endpoint: Endpoint, addresses: list[Address], tls: ssl.SSLContext | 
             failure = error
     deadline.remaining_s()
     raise failure or GatewayUnavailable(f"no address for {endpoint}")
+
+
+def connect_unix(path: str, deadline: Deadline) -> Wire:
+    """A wire to the unix socket at `path`. Raises GatewayUnavailable, DeadlineExceeded."""
+    return _connect(socket.AF_UNIX, path, "", None, deadline)
 
 
 def _connect(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from kvgate.auth.authenticator import Authenticator
 from kvgate.errors import UnsupportedOperation
 from kvgate.kvapi.body import read_body
-from kvgate.kvapi.call import Context
+from kvgate.kvapi.call import Context, Local
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.kvapi.encoding import Members, request_encoding, response_encoding
 from kvgate.kvapi.errors import error_response
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class KVApi:
     """Answers the calls under /_kv/v1/ from a store, each for the tenant that its signature or token proves."""
 
-    def __init__(self, store: Store, authenticator: Authenticator, config: KVApiConfig) -> None:
+    def __init__(self, store: Store, authenticator: Authenticator, config: KVApiConfig, local: Local) -> None:
+        self._local = local
         self._store = store
         self._authenticator = authenticator
         self._config = config
@@ -52,7 +53,7 @@ class KVApi:
             body = await read_body(request, identity.payload, self._config.max_body)
             fields = Fields(await self._members(request, body), call.fields)
             sessions = self._authenticator.sessions
-            context = Context(self._store, self._config, identity.tenant, sessions, identity.signed_by)
+            context = Context(self._store, self._config, identity.tenant, self._local, sessions, identity.signed_by)
             members = call.run(context, fields)
             response = Response(200, {"Content-Type": encoding.media_type}, encoding.pack(members))
         except Exception as error:

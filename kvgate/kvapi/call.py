@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Local:
+    """How engines on the gateway's own host reach it; an empty path is no way.
+
+    boot_id: of this run of the gateway. Who reaches a socket there and is told the same id has reached this gateway,
+             and not another that has a socket of the same path on another host
+    """
+
+    boot_id: bytes
+    shm_socket: str = ""
+    unix_socket: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Context:
     """What a call works on, and for whom.
 
@@ -26,6 +39,7 @@ class Context:
     store: Store
     config: KVApiConfig
     tenant: Tenant
+    local: Local
     sessions: Sessions
     signed_by: str = ""
 

@@ -8,13 +8,18 @@ from kvgate.kvapi.fields import Fields
 
 
 def _tenant(context: Context, fields: Fields) -> Members:
-    """{} → {tenant, salt, quota_nbytes, buckets}."""
-    tenant = context.tenant
+    """{} → {tenant, salt, quota_nbytes, buckets, local}; an empty path in `local` is no way."""
+    tenant, local = context.tenant, context.local
     return {
         "tenant": tenant.name,
         "salt": tenant.salt,
         "quota_nbytes": tenant.quota_nbytes,
         "buckets": [bucket.name for bucket in context.store.buckets.list(tenant.name)],
+        "local": {
+            "boot_id": local.boot_id,
+            "shm_socket": local.shm_socket,
+            "unix_socket": local.unix_socket,
+        },
     }
 
 

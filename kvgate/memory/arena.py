@@ -115,6 +115,11 @@ class Arena:
             self._reclaim_abandoned()
             return [] if self._closed else [self._segments[i] for i in self._allocator.segment_ids(owner)]
 
+    def segment(self, segment_id: int) -> Segment | None:
+        """A segment by its id, which is never used again; None once its memory has been given back."""
+        with self._lock:
+            return self._segments.get(segment_id)
+
     def close(self) -> None:
         """Unmap all memory and close its descriptors. May be called twice.
 

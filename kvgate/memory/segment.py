@@ -8,6 +8,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 from pathlib import Path
 
 _SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -20,8 +21,9 @@ _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 class Segment:
     """`nbytes` of zeroed memory in a memfd, mapped here, and mappable wherever its descriptor goes.
 
-    Its size is sealed, so that no holder of the descriptor can truncate it under another's mapping (SIGBUS). Takes two
-    descriptors of this process: the memfd, and the one that `mmap` keeps. Raises OSError where the system refuses.
+    Its size is sealed, so that no holder of the descriptor can truncate it under another's mapping (SIGBUS), and its
+    mode lets nobody but root open it anew for writing who is given a descriptor for reading. Takes two descriptors of
+    this process: the memfd, and the one that `mmap` keeps. Raises OSError where the system refuses.
     """
 
     def __init__(self, segment_id: int, nbytes: int) -> None:
@@ -32,6 +34,7 @@ class Segment:
         try:
             os.ftruncate(fd, nbytes)
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+            os.fchmod(fd, stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
             self._map = mmap.mmap(fd, nbytes)
         except BaseException:
             self._file.close()
@@ -60,6 +63,10 @@ class Segment:
         if _madvise(ctypes.addressof(start), nbytes, _MADV_POPULATE_WRITE):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code))
+
+    def reader_fd(self) -> int:
+        """A new descriptor, the caller's to close, that can be mapped for reading only."""
+        return os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Give up the descriptor and the mapping. May be called twice.

@@ -18,6 +18,8 @@ from kvgate.store.config import StoreConfig
 
 MEMORY_TIER = "host"
 
+_MODE = re.compile(r"0?[0-7]{3}")
+_MAX_SOCKET_PATH_NBYTES = 107
 _DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
 
 
@@ -79,6 +81,18 @@ class ListenConfig:
     )
     tls_key: str | None = option(default=None, help="PEM file with the private key of tls_certificate")
 
+    shm_socket: str | None = option(
+        default=None, help="path of a unix socket by which engines on this host map their tenant's memory"
+    )
+    shm_mode: str = option(
+        default="0600",
+        help="permissions of shm_socket, in octal digits; 0660 lets a group of users in whose engines attach",
+    )
+    shm_lease: Seconds = option(
+        default=Seconds(30.0),
+        help="how long an engine may take to copy what it was granted, or to fill what it reserved",
+    )
+
     def __post_init__(self) -> None:
         for key in ("port", "admin_port"):
             check_port(key, getattr(self, key))
@@ -92,6 +106,12 @@ class ListenConfig:
         for domain in self.domains:
             if not _DOMAIN.fullmatch(domain):
                 raise ConfigError(f"domains: expected a host name such as s3.example.com, got {domain!r}")
+        if not _MODE.fullmatch(self.shm_mode):
+            raise ConfigError(f"shm_mode: expected three octal digits such as 0660, in quotes, got {self.shm_mode!r}")
+        if len((self.shm_socket or "").encode()) > _MAX_SOCKET_PATH_NBYTES:
+            raise ConfigError(f"shm_socket: the path of a socket has at most {_MAX_SOCKET_PATH_NBYTES} bytes")
+        if self.shm_lease <= 0:
+            raise ConfigError("shm_lease: expected more than 0 seconds")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ConfigError("tls_certificate: expected together with tls_key, or neither")
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import resource
+import secrets
 import signal
 import socket
 import ssl
@@ -19,6 +21,8 @@ from kvgate.auth.authenticator import Authenticator
 from kvgate.auth.tenants import Tenants
 from kvgate.errors import ConfigError, KVGateError
 from kvgate.kvapi.api import KVApi
+from kvgate.kvapi.call import Local
+from kvgate.memory.handoff import BOOT_ID_NBYTES
 from kvgate.messages import Buffers, Request, Response
 from kvgate.metrics import Metrics
 from kvgate.s3.api import S3
@@ -29,6 +33,7 @@ from kvgate.server.config import GatewayConfig, ListenConfig
 from kvgate.server.front import Front
 from kvgate.server.http1.front import Listener, PlainFront
 from kvgate.server.listening import BACKLOG, listen_tcp, listening_unix
+from kvgate.server.shm.listener import EngineListener
 from kvgate.store.store import open_store
 from kvgate.tiers.disk import DiskTier
 from kvgate.tiers.host import HostTier
@@ -71,7 +76,26 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         )
         unsigned = config.unsigned_tenant or (next(iter(config.tenants)) if len(config.tenants) == 1 else "")
         s3 = S3(store, tenants, authenticator, listen.region, tenants.get(unsigned))
-        kvapi = KVApi(store, authenticator, config.kvapi)
+        boot_id = secrets.token_bytes(BOOT_ID_NBYTES)
+        collectors = [store.collect]
+        if listen.shm_socket:
+            shm = EngineListener(
+                stack.enter_context(
+                    listening_unix(
+                        listen.shm_socket, "listen.shm_socket", socket.SOCK_SEQPACKET, int(listen.shm_mode, 8)
+                    )
+                ),
+                store=store,
+                arena=memory.arena,
+                authenticator=authenticator,
+                tenants=tenants,
+                metrics=metrics,
+                boot_id=boot_id,
+                lease_s=listen.shm_lease,
+            )
+            await stack.enter_async_context(shm.running())
+            collectors.append(shm.collect)
+        kvapi = KVApi(store, authenticator, config.kvapi, _local(listen, boot_id))
 
         buffers = Buffers(listen.buffered_bodies)
 
@@ -89,7 +113,12 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
             ],
         ]
         draining = asyncio.Event()
-        app = admin_app(metrics, store.collect, lambda: not draining.is_set())
+
+        def collect() -> None:
+            for each in collectors:
+                each()
+
+        app = admin_app(metrics, collect, lambda: not draining.is_set())
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
         plain = PlainFront(handle, listen, metrics)
         stack.callback(plain.close)
@@ -167,6 +196,11 @@ def _tls(config: ListenConfig) -> ssl.SSLContext | None:
 
 def _refuse(error: KVGateError, request_id: str) -> Response:
     return error_response(error, method="GET", resource="", request_id=request_id)
+
+
+def _local(config: ListenConfig, boot_id: bytes) -> Local:
+    shm, unix = (os.path.abspath(path) if path else "" for path in (config.shm_socket, config.unix_socket))
+    return Local(boot_id, shm, unix)
 
 
 def _catalog_path(tier: DiskTier) -> Path:

@@ -27,19 +27,23 @@ def listen_tcp(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def listening_unix(path: str, option: str) -> Iterator[socket.socket]:
-    """A unix socket that listens at `path`, for this user only; the path goes with it.
+def listening_unix(
+    path: str, option: str, kind: int = socket.SOCK_STREAM, mode: int = 0o600
+) -> Iterator[socket.socket]:
+    """A unix socket that listens at `path`, by default for this user only; the path goes with it.
 
+    kind: SOCK_STREAM or SOCK_SEQPACKET
     A socket that nobody listens on any more is replaced. Raises ConfigError, naming the option that gave the path.
     """
     try:
-        _remove_dead(path, option)
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        _remove_dead(path, option, kind)
+        listener = socket.socket(socket.AF_UNIX, kind)
         before = os.umask(0o177)
         try:
             listener.bind(path)
         finally:
             os.umask(before)
+        Path(path).chmod(mode)
         listener.listen(BACKLOG)
     except OSError as error:
         raise ConfigError(f"{option}: {path} cannot be had ({error.strerror or error})") from error
@@ -53,7 +57,7 @@ def listening_unix(path: str, option: str) -> Iterator[socket.socket]:
                 Path(path).unlink()
 
 
-def _remove_dead(path: str, option: str) -> None:
+def _remove_dead(path: str, option: str, kind: int) -> None:
     """Remove a socket file that a gateway has left behind."""
     try:
         mode = os.lstat(path).st_mode
@@ -61,7 +65,7 @@ def _remove_dead(path: str, option: str) -> None:
         return
     if not stat.S_ISSOCK(mode):
         raise ConfigError(f"{option}: {path} exists and is not a socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+    with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.settimeout(_PROBE_S)
         try:
             probe.connect(path)

@@ -30,11 +30,12 @@ from kvgate.metrics import Metrics
 from kvgate.store.buckets import Buckets
 from kvgate.store.catalog import Catalog
 from kvgate.store.config import StoreConfig
-from kvgate.store.copies import Copies
+from kvgate.store.copies import MEMORY, Copies
 from kvgate.store.expiry import Expiry
 from kvgate.store.foreign import ForeignClients
 from kvgate.store.index import Entry, Index, Listing
 from kvgate.store.leases import LeaseTable
+from kvgate.store.loan import Loan
 from kvgate.store.multipart import Multipart
 from kvgate.store.placement import Placement
 from kvgate.store.quota import Quota
@@ -127,15 +128,38 @@ class Store:
         self._placement.copies.touch(entry)
         return Read(self._placement, entry, self._metrics, self._config, whole=foreign)
 
-    async def open_write(self, tenant: Tenant, bucket: str, key: str, nbytes: int | None) -> Write:
+    def lend(self, tenant: str, bucket: str, key: str) -> Loan | None:
+        """An object where it lies in memory; None when it is not there now. Raises NoSuchBucket, NoSuchKey.
+
+        The caller counts it among the reads, and says so to the eviction policy with `touch`.
+        """
+        entry = self._entry(tenant, bucket, key)
+        copies = self._placement.copies
+        copy = entry.copies[MEMORY]
+        if copy is None:
+            return None
+        return Loan(copies, entry, copy.lease.share(), copy.blocks)
+
+    async def bring_to_memory(self, tenant: str, bucket: str, key: str) -> None:
+        """Copy an object to memory from where it is, if it has room. Raises NoSuchBucket, NoSuchKey, TierError."""
+        entry = self._entry(tenant, bucket, key)
+        with Read(self._placement, entry, self._metrics, self._config):
+            for rank in self._placement.copies.lower_ranks:
+                if entry.has_copy(rank) and not entry.has_copy(MEMORY):
+                    await self._placement.promotion.promote(entry, rank)
+
+    async def open_write(
+        self, tenant: Tenant, bucket: str, key: str, nbytes: int | None, *, owner: str | None = None
+    ) -> Write:
         """An upload of `nbytes` bytes, or of a length not known yet.
 
+        owner: of the memory, where another process is to fill it; then it is in memory as a whole, or refused
         Raises NoSuchBucket, InvalidKey, UnknownSpace, QuotaExceeded, ObjectTooLarge, StoreFull, Overloaded.
         """
         self._index.bucket(tenant.name, bucket)
         kind = parse_any_key(key)
         take_quota = partial(self._take_quota, tenant, evict=isinstance(kind, ChunkKey))
-        return await self._open_write(tenant, bucket, key, kind, nbytes, take_quota)
+        return await self._open_write(tenant, bucket, key, kind, nbytes, take_quota, owner=owner)
 
     async def set_attributes(
         self, tenant: Tenant, bucket: str, key: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]
@@ -309,6 +333,7 @@ class Store:
         take_quota: Callable[[int], None],
         *,
         pinned: bool = False,
+        owner: str | None = None,
     ) -> Write:
         """An upload to a key that names `kind`; `take_quota` counts its bytes. Raises what `open_write` names."""
         space = await self._space(tenant.name, bucket, kind.space) if isinstance(kind, ChunkKey) else None
@@ -327,6 +352,7 @@ class Store:
             take_quota=take_quota,
             on_visible=self._foreign.note_put,
             pinned=pinned,
+            owner=owner,
         )
         await write.open()
         return write

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from kvgate.auth.tenants import Tenant
@@ -27,6 +27,7 @@ from kvgate.errors import (
     TierFull,
     UnknownSpace,
 )
+from kvgate.memory.allocator import Extent
 from kvgate.memory.digest import BLOCK_NBYTES, BlockDigest
 from kvgate.memory.lease import Lease
 from kvgate.messages import ResponseBody, views
@@ -65,7 +66,10 @@ class Write:
         take_quota: Callable[[int], None],
         on_visible: Callable[[Record], None],
         pinned: bool = False,
+        owner: str | None = None,
     ) -> None:
+        """owner: of the memory, if another than the tenant; then the body is never streamed to a lower tier"""
+        self._owner = owner
         self._tenant, self._bucket, self._key = tenant, bucket, key
         self._kind, self._space = kind, space
         self._declared_nbytes = nbytes
@@ -100,8 +104,10 @@ class Write:
         nbytes = _FIRST_NBYTES if self._declared_nbytes is None else self._declared_nbytes
         try:
             try:
-                self._lease = self._placement.room.reserve(self._tenant.name, nbytes)
-            except ArenaFull:
+                self._lease = self._placement.room.reserve(self._owner or self._tenant.name, nbytes)
+            except ArenaFull as error:
+                if self._owner is not None:
+                    raise StoreFull(f"memory has no room to be filled from outside: {error}") from error
                 await self._stream_from_here()
         except BaseException:
             await self.abort()
@@ -132,6 +138,27 @@ class Write:
         self._counted = self.nbytes
         if self.nbytes > self._quota_nbytes:
             self._take(self.nbytes - self._quota_nbytes)
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Where in the arena a body of announced length goes, for another process to fill."""
+        return self._open_lease().extents
+
+    async def take_in_place(self) -> None:
+        """Count the whole body as received, which another process has put into `extents`, and take its digest.
+
+        What the rules of keys look at is copied first, and the copy is what goes into the digest: bytes that are
+        changed meanwhile are found not to match it by whoever reads them.
+        """
+        lease = self._open_lease()
+        nbytes = self._declared_nbytes
+        assert nbytes is not None, "only a body of announced length can be filled from outside"
+        kept = min(KEPT_PREFIX_NBYTES, nbytes)
+        self._prefix += b"".join(lease.slices(0, kept))
+        self._digest.update(memoryview(bytes(self._prefix)))
+        memory = self._placement.copies.memory
+        await memory.run(lease, nbytes, _digest, self._digest, lease.slices(kept, nbytes))
+        self._filled = nbytes
 
     async def append(self, body: ResponseBody) -> None:
         """Copy a body to the end of this one, letting others have their turn on the way. Closes the body.
@@ -351,3 +378,8 @@ class Write:
             self._index.remove(entry)
             self._quota.give_back(entry.record.tenant, entry.record.nbytes)
         self._placement.copies.drop(entry)
+
+
+def _digest(digest: BlockDigest, views: Sequence[memoryview]) -> None:
+    for view in views:
+        digest.update(view)

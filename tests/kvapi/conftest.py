@@ -19,6 +19,7 @@ from kvgate.auth.tenants import AccessKeyConfig, TenantConfig, Tenants
 from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.config import Secret, Size
 from kvgate.kvapi.api import KVApi
+from kvgate.kvapi.call import Local
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.messages import Headers, Request, Response
 from kvgate.metrics import Metrics
@@ -127,7 +128,8 @@ def open_api() -> OpenApi:
         memory = HostTier(HostConfig(capacity=Size(16 * MiB), segment=Size(4 * MiB)))
         config, metrics = store or StoreConfig(), Metrics()
         async with open_store(memory, [], tenants, config=config, metrics=metrics, catalog=None) as opened:
-            api = KVApi(opened, Authenticator(tenants, time.time, session_ttl_s=session_ttl_s), KVApiConfig(**options))
+            authenticator = Authenticator(tenants, time.time, session_ttl_s=session_ttl_s)
+            api = KVApi(opened, authenticator, KVApiConfig(**options), Local(bytes(16)))
             yield OpenedApi(api, opened, tenants)
 
     return open_it

@@ -1,0 +1,212 @@
+"""Which way the bytes go: shared memory, HTTP over a unix socket, or HTTP over TCP.
+
+The gateway tells with `tenant()` what there is on its own host. A path is believed only once whoever is behind it has
+told the same boot id: another host may have a gateway at a socket of the same name. Whatever fails on a faster way goes
+the next one. A way that was lost is looked for again every second, and memory that is refused ever more rarely.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from kvgate.auth.sigv4 import Credential
+from kvgate.client.deadline import Deadline
+from kvgate.client.local import Attachment, Grant
+from kvgate.client.values import LocalWays, Traffic
+from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable
+from kvgate.memory import handoff
+
+SHM, UNIX, TCP = "shm", "unix", "tcp"
+
+_RETRY_S, _MAX_RETRY_S = 1.0, 60.0
+_CHUNKS_AT_ONCE = 64
+_WAIT_SHARE = 0.5
+"""Of the time that is left, how much the gateway may take to bring chunks to memory."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Count:
+    transfers: int = 0
+    nbytes: int = 0
+
+
+class Transport:
+    """The ways of one client. Thread-safe; every method but `put` leaves failures to the next way."""
+
+    def __init__(self, credential: Credential, *, local: bool) -> None:
+        """local: whether anything but TCP is to be used"""
+        self._credential = credential
+        self._local = local
+        self._lock = threading.Lock()
+        self._ways: LocalWays | None = None
+        self._attachment: Attachment | None = None
+        self._retry_at, self._retry_s = 0.0, _RETRY_S
+        self._lost = False
+        self._counts = {way: _Count() for way in (SHM, UNIX, TCP)}
+
+    def learn(self, ways: LocalWays | None) -> None:
+        """Take what the gateway says of itself."""
+        with self._lock:
+            if ways != self._ways:
+                self._ways = ways
+                self._retry_at, self._retry_s = 0.0, _RETRY_S
+            self._lost = False
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the gateway has told of memory to attach to, so that a way without HTTP is worth a thread."""
+        return self._local and self._ways is not None and bool(self._ways.shm_socket)
+
+    @property
+    def unix_socket(self) -> str:
+        """Where the gateway says that it answers HTTP on its own host; empty for nowhere."""
+        return self._ways.unix_socket if self._local and self._ways else ""
+
+    @property
+    def boot_id(self) -> bytes:
+        """Of the gateway that has told its ways last."""
+        return self._ways.boot_id if self._ways else b""
+
+    def wants_news(self) -> bool:
+        """Whether a way is lost, so that the gateway should be asked again. True once in a while."""
+        if not self._lost:
+            return False
+        with self._lock:
+            wants = self._lost and time.monotonic() >= self._retry_at
+            if wants:
+                self._retry_at = time.monotonic() + _RETRY_S
+            return wants
+
+    def lose(self) -> None:
+        """Note that a way does not work any more."""
+        with self._lock:
+            self._lost = True
+
+    def attachment(self, deadline: Deadline) -> Attachment | None:
+        """The gateway's memory, if it can be had."""
+        found = self._attachment
+        if found is not None and found.usable:
+            return found
+        with self._lock:
+            if self._attachment is not None and self._attachment.usable:
+                return self._attachment
+            ways = self._ways
+            if not self._local or self._lost or ways is None or not ways.shm_socket:
+                return None
+            if self._attachment is not None:
+                self._attachment.close()
+                self._attachment = None
+            try:
+                self._attachment = Attachment(ways.shm_socket, self._credential, deadline, boot_id=ways.boot_id)
+            except GatewayError as error:
+                _log.debug("no shared memory: %s", error)
+                self._lost = True
+                self._retry_at = time.monotonic() + self._retry_s
+                self._retry_s = min(2 * self._retry_s, _MAX_RETRY_S)
+            else:
+                self._retry_s = _RETRY_S
+            return self._attachment
+
+    def load_prefix(
+        self, bucket: str, space: str, hashes: Sequence[bytes], views: Sequence[memoryview], deadline: Deadline
+    ) -> tuple[int, bool]:
+        """How many leading chunks were copied into `views`, and whether the next one is known to be nowhere.
+
+        A chunk of another size than its view ends the prefix too, for the next way to say why.
+        """
+        done = 0
+        with self._falling_back():
+            while done < len(hashes) and (attachment := self.attachment(deadline)) is not None:
+                asked = hashes[done : done + _CHUNKS_AT_ONCE]
+                wait_s = deadline.remaining_s() * _WAIT_SHARE
+                grants = attachment.get_chunks(bucket, bytes.fromhex(space), asked, deadline, wait_s=wait_s)
+                try:
+                    for grant in grants:
+                        if not isinstance(grant, Grant):
+                            return done, grant == handoff.ABSENT
+                        if grant.nbytes != len(views[done]):
+                            return done, False
+                        grant.copy_into(views[done], deadline)
+                        grant.release()
+                        done += 1
+                        self.count(SHM, grant.nbytes)
+                finally:
+                    for grant in grants:
+                        if isinstance(grant, Grant):
+                            grant.release()
+        return done, False
+
+    def load(self, bucket: str, key: str, view: memoryview, deadline: Deadline) -> int | None:
+        """The length of an object that was copied into the front of `view`; None to go another way."""
+        with self._falling_back():
+            attachment = self.attachment(deadline)
+            if attachment is not None:
+                found = attachment.get(bucket, key, deadline, wait_s=deadline.remaining_s() * _WAIT_SHARE)
+                if isinstance(found, Grant):
+                    with found:
+                        if found.nbytes <= len(view):
+                            found.copy_into(view, deadline)
+                            self.count(SHM, found.nbytes)
+                            return found.nbytes
+        return None
+
+    def put(self, bucket: str, key: str, views: Sequence[memoryview], deadline: Deadline) -> str | None:
+        """The entity tag of an object that was stored; None to go another way.
+
+        Raises GatewayError for a refusal that another way would meet too, and DeadlineExceeded.
+        """
+        nbytes = sum(map(len, views))
+        try:
+            attachment = self.attachment(deadline)
+            if attachment is None or not nbytes:
+                return None
+            with attachment.reserve(bucket, key, nbytes, deadline) as reservation:
+                reservation.fill(views, deadline)
+                etag = reservation.commit(deadline)
+        except DeadlineExceeded:
+            raise
+        except GatewayError as error:
+            if 400 <= error.status < 500 and error.code != "NoSuchLease":
+                raise
+            self._failed(error)
+            return None
+        self.count(SHM, nbytes)
+        return etag
+
+    def count(self, way: str, nbytes: int) -> None:
+        """Note a transfer."""
+        with self._lock:
+            self._counts[way].transfers += 1
+            self._counts[way].nbytes += nbytes
+
+    def traffic(self) -> Mapping[str, Traffic]:
+        """What went which way so far."""
+        with self._lock:
+            return {way: Traffic(count.transfers, count.nbytes) for way, count in self._counts.items()}
+
+    def close(self) -> None:
+        """End the connection to the gateway's memory. Idempotent."""
+        with self._lock:
+            self._local = False
+            if self._attachment is not None:
+                self._attachment.close()
+
+    @contextlib.contextmanager
+    def _falling_back(self) -> Iterator[None]:
+        try:
+            yield
+        except GatewayError as error:
+            self._failed(error)
+
+    def _failed(self, error: GatewayError) -> None:
+        _log.debug("shared memory failed, and the next way is taken: %s", error)
+        attachment = self._attachment
+        if isinstance(error, GatewayUnavailable) and attachment is not None and not attachment.usable:
+            self.lose()

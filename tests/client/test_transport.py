@@ -1,0 +1,307 @@
+"""The client's choice of a way, against real gateways: memory, a unix socket, TCP."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.client.aio import AsyncClient
+from kvgate.client.sync import Client
+from kvgate.errors import GatewayError
+from tests.client.chunks import SPACE, chunks
+from tests.gateways import ALPHA, RunningGateway
+
+BUCKET = "alpha-bucket"
+
+
+@pytest.fixture
+def start_shm(start_gateway: Callable[..., RunningGateway]) -> Iterator[Callable[..., RunningGateway]]:
+    folder = Path(tempfile.mkdtemp(prefix="kvgate-"))  # a path that leaves room for the name of a socket
+
+    def start(*sockets: str, **sections: Any) -> RunningGateway:
+        listen = {socket: str(folder / socket) for socket in sockets or ("shm_socket",)}
+        return start_gateway(listen=listen, **sections)
+
+    yield start
+    shutil.rmtree(folder)
+
+
+def client_of(gateway: RunningGateway, **options: Any) -> Client:
+    return Client(gateway.url, ALPHA.access_key, ALPHA.secret_key, deadline_s=20, **options)
+
+
+def loaded(client: Client, key: str, nbytes: int) -> bytes:
+    buffer = memoryview(bytearray(nbytes + 7))
+    assert client.load(BUCKET, key, buffer) == nbytes
+    return bytes(buffer[:nbytes])
+
+
+def store_prompt(client: Client, count: int) -> list[tuple[bytes, bytes]]:
+    prompt = chunks(client.tenant().salt, count)
+    client.put(BUCKET, str(ManifestKey(SPACE.id)), SPACE.canonical_json())
+    for chunk_hash, body in prompt:
+        client.put(BUCKET, str(ChunkKey(SPACE.id, chunk_hash.hex())), body)
+    return prompt
+
+
+def buffers_for(prompt: list[tuple[bytes, bytes]]) -> list[memoryview]:
+    return [memoryview(bytearray(len(body))) for _, body in prompt]
+
+
+def test_client_uses_memory_once_the_gateway_has_told_of_it(start_shm) -> None:
+    gateway = start_shm()
+    body = os.urandom(1_500_000)
+    with client_of(gateway) as client:
+        client.put(BUCKET, "key", body)
+        assert loaded(client, "key", len(body)) == body
+        assert client.traffic()["tcp"] == (2, 2 * len(body))
+        assert client.traffic()["shm"] == (0, 0)
+        client.tenant()
+        assert loaded(client, "key", len(body)) == body
+        client.put(BUCKET, "other", body)
+        assert client.traffic()["shm"] == (2, 2 * len(body))
+        assert client.get(BUCKET, "other").body == body
+        client.put(BUCKET, "with-metadata", body, metadata={"a": "b"})
+        assert client.traffic()["tcp"].transfers == 4
+        prompt = store_prompt(client, 5)
+        buffers = buffers_for(prompt)
+        before = client.traffic()["tcp"]
+        hashes = [chunk_hash for chunk_hash, _ in prompt]
+        assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers) == 5
+        assert [bytes(buffer) for buffer in buffers] == [body for _, body in prompt]
+        assert client.load_chunks(BUCKET, SPACE.id, [*hashes[:2], bytes(32), *hashes[2:]], [*buffers, buffers[0]]) == 2
+        assert client.traffic()["tcp"] == before
+
+
+async def test_asyncio_client_uses_memory_too(start_shm) -> None:
+    gateway = start_shm()
+    body = os.urandom(9_000_000)
+    with client_of(gateway) as blocking:
+        prompt = await asyncio.to_thread(store_prompt, blocking, 4)
+    client = AsyncClient(gateway.url, ALPHA.access_key, ALPHA.secret_key, deadline_s=20)
+    async with client:
+        await client.tenant()
+        await client.put(BUCKET, "key", body)
+        buffer = memoryview(bytearray(len(body)))
+        assert await client.load(BUCKET, "key", buffer) == len(body)
+        assert buffer == body
+        buffers = buffers_for(prompt)
+        assert await client.load_chunks(BUCKET, SPACE.id, [name for name, _ in prompt], buffers) == 4
+        assert [bytes(view) for view in buffers] == [body for _, body in prompt]
+        traffic = client.traffic()
+        assert (traffic["shm"].transfers, traffic["tcp"].transfers, traffic["unix"].transfers) == (6, 0, 0)
+        assert (await client.get(BUCKET, "key")).body == body
+        assert client.traffic()["tcp"].transfers == 1
+
+
+def test_chunks_on_disk_come_through_memory(start_shm) -> None:
+    gateway = start_shm(store={"ack": "disk"})
+    with client_of(gateway) as client:
+        prompt = store_prompt(client, 6)
+    gateway.restart()
+    with client_of(gateway) as client:
+        client.tenant()
+        buffers = buffers_for(prompt)
+        assert client.load_chunks(BUCKET, SPACE.id, [name for name, _ in prompt], buffers) == 6
+        assert [bytes(view) for view in buffers] == [body for _, body in prompt]
+        assert client.traffic()["tcp"].transfers == 0
+
+
+@pytest.mark.parametrize("use_session", [False, True])
+def test_http_goes_over_the_unix_socket_where_there_is_one(start_shm, use_session) -> None:
+    gateway = start_shm("unix_socket")
+    body = os.urandom(2_000_000)
+    with client_of(gateway, use_session=use_session) as client:
+        client.put(BUCKET, "key", body)
+        client.tenant()
+        client.put(BUCKET, "other", body)
+        assert loaded(client, "other", len(body)) == body
+        assert client.get(BUCKET, "key").body == body
+        traffic = client.traffic()
+        assert (traffic["unix"].transfers, traffic["tcp"].transfers) == (3, 1)
+        Path(gateway.config["listen"]["unix_socket"]).unlink()
+        gateway.restart()
+        assert client.get(BUCKET, "key").body == body
+        time.sleep(1.1)
+        client.put(BUCKET, "back", body)
+        assert client.get(BUCKET, "back").body == body
+        assert client.traffic()["unix"].transfers >= 5
+
+
+async def test_asyncio_client_uses_the_unix_socket_too(start_shm) -> None:
+    gateway = start_shm("unix_socket")
+    body = os.urandom(2_000_000)
+    client = AsyncClient(gateway.url, ALPHA.access_key, ALPHA.secret_key, deadline_s=20)
+    async with client:
+        await client.tenant()
+        await client.put(BUCKET, "key", body)
+        assert (await client.get(BUCKET, "key")).body == body
+        assert client.traffic()["unix"] == (2, 2 * len(body))
+        path = Path(gateway.config["listen"]["unix_socket"])
+        path.unlink()
+        await asyncio.to_thread(gateway.restart)
+        path.rename(path.with_name("elsewhere"))
+        assert (await client.get(BUCKET, "key")).body == body
+        assert client.traffic()["tcp"].transfers == 1
+
+
+def test_memory_and_unix_socket_are_used_together(start_shm) -> None:
+    gateway = start_shm("shm_socket", "unix_socket")
+    with client_of(gateway) as client:
+        client.tenant()
+        client.put(BUCKET, "key", b"body" * 1000)
+        assert loaded(client, "key", 4000) == b"body" * 1000
+        assert client.get(BUCKET, "key").body == b"body" * 1000
+        traffic = client.traffic()
+        assert (traffic["shm"].transfers, traffic["unix"].transfers, traffic["tcp"].transfers) == (2, 1, 0)
+
+
+def test_socket_that_cannot_be_used_costs_no_load(start_shm) -> None:
+    gateway = start_shm()
+    path = Path(gateway.config["listen"]["shm_socket"])
+    with client_of(gateway) as client:
+        client.put(BUCKET, "key", b"body" * 1000)
+        path.rename(path.with_name("elsewhere"))
+        client.tenant()
+        assert loaded(client, "key", 4000) == b"body" * 1000
+        assert client.traffic()["shm"].transfers == 0
+        path.with_name("elsewhere").rename(path)
+        client.tenant()
+        time.sleep(1.1)
+        assert loaded(client, "key", 4000) == b"body" * 1000
+        assert client.traffic()["shm"].transfers == 1
+
+
+def test_socket_of_another_gateway_is_not_believed(start_shm, start_gateway) -> None:
+    """As when the path is on another host, where another gateway has a socket of that name."""
+    meant = start_shm()
+    path = Path(meant.config["listen"]["shm_socket"])
+    path.unlink()
+    other = start_gateway(listen={"shm_socket": str(path)})
+    with client_of(meant) as client, client_of(other) as of_other:
+        client.put(BUCKET, "key", b"meant" * 1000)
+        of_other.put(BUCKET, "key", b"other" * 1000)
+        client.tenant()
+        assert loaded(client, "key", 5000) == b"meant" * 1000
+        assert client.traffic()["shm"].transfers == 0
+
+
+def test_client_told_to_stay_with_tcp_does(start_shm) -> None:
+    gateway = start_shm()
+    with client_of(gateway, local=False) as client:
+        client.tenant()
+        client.put(BUCKET, "key", b"body")
+        assert loaded(client, "key", 4) == b"body"
+        assert client.traffic()["tcp"].transfers == 2
+
+
+def test_gateway_killed_under_loads_is_used_again_when_it_is_back(start_shm) -> None:
+    gateway = start_shm(store={"ack": "disk"})
+    body = os.urandom(3_000_000)
+    failures: list[str] = []
+    wrong: list[str] = []
+    stopped = threading.Event()
+    with client_of(gateway) as client:
+        client.tenant()
+        client.put(BUCKET, "key", body)
+
+        def load() -> None:
+            buffer = memoryview(bytearray(len(body)))
+            while not stopped.is_set():
+                try:
+                    client.load(BUCKET, "key", buffer, deadline_s=3)
+                except GatewayError as error:
+                    failures.append(type(error).__name__)
+                    time.sleep(0.05)
+                else:
+                    if buffer != body:
+                        wrong.append("a load that counted had other bytes")
+
+        threads = [threading.Thread(target=load) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for _ in range(4):
+            time.sleep(0.4)
+            gateway.kill()
+            gateway.start()
+        time.sleep(2.5)
+        before = client.traffic()["shm"].transfers
+        time.sleep(0.5)
+        stopped.set()
+        for thread in threads:
+            thread.join()
+        assert not wrong
+        assert client.traffic()["shm"].transfers > before, "memory was not attached to again"
+        assert client.traffic()["tcp"].transfers > 0
+        assert set(failures) <= {"GatewayUnavailable", "DeadlineExceeded"}
+
+
+def test_gateway_that_stands_still_costs_no_more_than_the_deadline(start_shm) -> None:
+    gateway = start_shm()
+    with client_of(gateway) as client:
+        prompt = store_prompt(client, 3)
+        buffers = buffers_for(prompt)
+        hashes = [name for name, _ in prompt]
+        assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers) == 3
+        assert gateway.process is not None
+        gateway.process.send_signal(signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers, 0.5) == 0
+            assert time.monotonic() - began < 1.0
+        finally:
+            gateway.process.send_signal(signal.SIGCONT)
+        assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers) == 3
+
+
+async def test_load_that_is_cancelled_lets_go_of_its_buffers(start_shm) -> None:
+    gateway = start_shm()
+    client = AsyncClient(gateway.url, ALPHA.access_key, ALPHA.secret_key, deadline_s=20)
+    async with client:
+        await client.tenant()
+        body = os.urandom(30_000_000)
+        await client.put(BUCKET, "key", body)
+        buffer = memoryview(bytearray(len(body)))
+        for wait_s in (0.0, 0.001, 0.005):
+            task = asyncio.create_task(client.load(BUCKET, "key", buffer))
+            await asyncio.sleep(wait_s)
+            task.cancel()
+            try:
+                await task
+            except asyncio.CancelledError:
+                taken = bytes(buffer)
+                await asyncio.sleep(0.05)
+                assert buffer == taken, "somebody wrote after the load was cancelled"
+
+
+def test_child_process_attaches_for_itself(start_shm) -> None:
+    gateway = start_shm()
+    with client_of(gateway) as client:
+        client.tenant()
+        client.put(BUCKET, "key", b"body" * 100)
+        assert loaded(client, "key", 400) == b"body" * 100
+        reader, writer = socket.socketpair()
+        child = os.fork()
+        if child == 0:
+            try:
+                good = loaded(client, "key", 400) == b"body" * 100 and client.traffic()["shm"].transfers >= 3
+                writer.send(b"good" if good else b"bad")
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        assert reader.recv(10) == b"good"
+        assert loaded(client, "key", 400) == b"body" * 100
+        reader.close()
+        writer.close()
