@@ -14,13 +14,13 @@ from figures import Sample
 from gateway import Gateway
 from peers.base import OBJECTS
 from peers.kvgate import Kvgate
-from processes import cpu_s, rss_nbytes
+from processes import cpu_s
 
 ROW = "cold disk GET 32M x1"
 NBYTES = 32 << 20
+MEMORY_NBYTES = 640 << 20
 QUICK_OBJECTS = 4
 MAX_ROUNDS, QUICK_ROUNDS = 5, 2
-SETTLE_S = 3.0
 
 
 def names() -> list[str]:
@@ -50,7 +50,8 @@ class Cold:
     def __init__(self, folder: Path, driver: Driver, objects: int) -> None:
         self._disk, self._driver, self._objects = folder / "disk", driver, objects
         self.server = Kvgate(folder)
-        tiers = {"host": {"capacity": "1GiB"}, "disk": {"path": str(self._disk), "fsync": True}}
+        memory = {"capacity": MEMORY_NBYTES, "prefault": MEMORY_NBYTES}
+        tiers = {"host": memory, "disk": {"path": str(self._disk), "fsync": True}}
         self.server.gateway = Gateway(folder, tiers, {"ack": "disk"})
         self.server.port = self.server.gateway.port
 
@@ -111,11 +112,12 @@ class Cold:
         )
 
     def _settle(self) -> None:
-        """Wait until the gateway has stopped preparing memory, as one that has run for a while has."""
-        before, deadline = 0, time.monotonic() + SETTLE_S
-        while (now := rss_nbytes(self.server.pid)) > before and time.monotonic() < deadline:
-            before = now
-            time.sleep(0.2)
+        """Wait until all memory is prepared, as that of a gateway is which has run for a while.
+
+        It is all that there is, so that nothing is prepared anew while objects are read.
+        """
+        while self.server.gateway.metric("kvgate_ready_bytes") < MEMORY_NBYTES:
+            time.sleep(0.05)
 
     def _files(self) -> list[Path]:
         files = [path for path in (self._disk / "objects").rglob("*") if path.is_file()]
