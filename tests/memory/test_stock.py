@@ -30,17 +30,24 @@ def stocked(capacity_nbytes: int, segment_nbytes: int, prefault_nbytes: int) -> 
     return arena
 
 
-def memfd_nbytes() -> int:
-    """The memory that this process has in memfds, whoever mapped it."""
-    blocks = {}
+def memfds() -> dict[int, int]:
+    """The bytes of each memfd of arenas that this process has, whoever mapped it, by inode."""
+    found = {}
     for name in os.listdir("/proc/self/fd"):
         try:
             if os.readlink(f"/proc/self/fd/{name}").startswith("/memfd:kvgate"):
                 stat = os.stat(f"/proc/self/fd/{name}")
-                blocks[stat.st_ino] = stat.st_blocks
+                found[stat.st_ino] = stat.st_blocks * 512
         except FileNotFoundError:
             continue
-    return sum(blocks.values()) * 512
+    return found
+
+
+@pytest.fixture
+def memfd_nbytes() -> Callable[[], int]:
+    """The memory in memfds that the test has made; views that other tests have left may keep theirs."""
+    before = memfds().keys()
+    return lambda: sum(nbytes for inode, nbytes in memfds().items() if inode not in before)
 
 
 def pages_in_memory(segment: Segment) -> int:
@@ -74,7 +81,7 @@ def test_without_prefault_memory_comes_when_it_is_touched() -> None:
     arena.close()
 
 
-def test_stock_is_filled_up_again_and_never_over_the_capacity() -> None:
+def test_stock_is_filled_up_again_and_never_over_the_capacity(memfd_nbytes: Callable[[], int]) -> None:
     arena = stocked(32 * MiB, 4 * MiB, 16 * MiB)
     leases = []
     for taken in range(1, 9):
@@ -90,7 +97,7 @@ def test_stock_is_filled_up_again_and_never_over_the_capacity() -> None:
     assert memfd_nbytes() == 0
 
 
-def test_burst_takes_what_is_being_populated_and_stays_within_the_capacity() -> None:
+def test_burst_takes_what_is_being_populated_and_stays_within_the_capacity(memfd_nbytes: Callable[[], int]) -> None:
     arena = stocked(64 * MiB, 8 * MiB, 64 * MiB)
     leases = [arena.reserve("a", 8 * MiB) for _ in range(8)]
     for lease in leases:
@@ -116,7 +123,7 @@ def test_capacity_goes_from_owner_to_owner_as_new_zeroed_segments() -> None:
     arena.close()
 
 
-def test_close_ends_the_thread_in_the_middle_of_its_work() -> None:
+def test_close_ends_the_thread_in_the_middle_of_its_work(memfd_nbytes: Callable[[], int]) -> None:
     arena = stocked(4096 * MiB, 512 * MiB, 4096 * MiB)
     wait_until(lambda: arena.ready_nbytes > 0)
     began = time.monotonic()
