@@ -121,10 +121,16 @@ async def test_stats_are_the_tenants_own(open_api) -> None:
 async def test_tenant_gives_the_salt_as_bytes_or_hex(open_api) -> None:
     async with open_api() as opened:
         salt = opened.tenants["alpha"].salt
-        local = {"boot_id": "00" * 16, "shm_socket": "", "unix_socket": ""}
-        expected = {"tenant": "alpha", "quota_nbytes": 100 << 20, "buckets": ["bucket"], "local": local}
-        assert await opened.ask(TENANT) == (200, expected | {"salt": salt.hex()})
-        assert await opened.ask(TENANT, packed=True) == (200, expected | {"salt": salt})
+        expected = {"tenant": "alpha", "quota_nbytes": 100 << 20, "buckets": ["bucket"]}
+        ways = {"shm_socket": "", "unix_socket": ""}
+        assert await opened.ask(TENANT) == (
+            200,
+            expected | {"salt": salt.hex(), "local": ways | {"boot_id": "00" * 16}},
+        )
+        assert await opened.ask(TENANT, packed=True) == (
+            200,
+            expected | {"salt": salt, "local": ways | {"boot_id": bytes(16)}},
+        )
 
 
 # --- sessions ---------------------------------------------------------------------------------------------------------

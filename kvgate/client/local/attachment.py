@@ -223,7 +223,7 @@ class Attachment:
                 late = self._answers.pop(number, [])
             self._give_back(late)
             raise
-        if handoff.head_of(frames[0])[0] == handoff.ERROR:
+        if frames[0][0] == handoff.ERROR:
             _refuse(frames[0])
         return frames
 

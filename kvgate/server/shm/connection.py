@@ -190,22 +190,24 @@ class Connection:
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def _get(self, attached: _Attached, request: int, asked: handoff.Asked) -> None:
-        lent: list[Loan] = []
+        lent: list[tuple[int, Loan]] = []
         try:
             answers = [self._grant(attached, asked.bucket, key, lent) for key in asked.keys]
         except Exception as error:
+            for number, _ in lent:
+                attached.grants.release(number)
             self._send_error(request, error)
             return
         if asked.wait_ms and _NOT_IN_MEMORY in answers:
             self._start(request, self._get_later(attached, request, asked, answers))
         else:
             self._send_grants(request, answers)
-        for loan in lent:  # while the engine copies
+        for _, loan in lent:  # while the engine copies
             loan.touch()
         self._listener.granted += len(lent)
 
-    def _grant(self, attached: _Attached, bucket: str, key: str, lent: list[Loan]) -> bytes:
-        """An encoded grant, its loan appended to `lent`. Raises AccessDenied, NoSuchBucket."""
+    def _grant(self, attached: _Attached, bucket: str, key: str, lent: list[tuple[int, Loan]]) -> bytes:
+        """An encoded grant, its number and loan appended to `lent`. Raises AccessDenied, NoSuchBucket."""
         attached.access.check(attached.tenant, bucket, key, "s3:GetObject", _NO_QUERY)
         if attached.grants.full:
             return _TOO_MANY
@@ -227,12 +229,12 @@ class Connection:
         if len(answer) > handoff.MAX_GRANT_NBYTES:  # too large for one frame; HTTP streams it
             attached.grants.release(number)
             return _NOT_IN_MEMORY
-        lent.append(loan)
+        lent.append((number, loan))
         return answer
 
     async def _get_later(self, attached: _Attached, request: int, asked: handoff.Asked, answers: list[bytes]) -> None:
         """Bring to memory what is not there, a few at a time, and grant each as soon as it is."""
-        lent: list[Loan] = []
+        lent: list[tuple[int, Loan]] = []
         missing = deque(place for place, answer in enumerate(answers) if answer is _NOT_IN_MEMORY)
 
         async def bring() -> None:

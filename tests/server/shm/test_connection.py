@@ -185,6 +185,29 @@ def test_policy_that_denies_the_owner_denies_memory_too(start_shm, attach) -> No
     assert raised.value.code == "AccessDenied"
 
 
+def test_batch_that_is_refused_half_way_leaves_no_grant(start_shm, attach) -> None:
+    gateway = start_shm()
+    with client_of(gateway) as client:
+        prompt = chunks(client.tenant().salt, 3)
+        client.put(BUCKET, str(ManifestKey(SPACE.id)), SPACE.canonical_json())
+        for chunk_hash, body in prompt:
+            client.put(BUCKET, str(ChunkKey(SPACE.id, chunk_hash.hex())), body)
+    last = ChunkKey(SPACE.id, prompt[2][0].hex())
+    statement = {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": "s3:GetObject",
+        "Resource": f"arn:aws:s3:::{BUCKET}/{last}",
+    }
+    policy = {"Version": "2012-10-17", "Statement": [statement]}
+    s3_client(gateway).put_bucket_policy(Bucket=BUCKET, Policy=json.dumps(policy))
+    hashes = [chunk_hash for chunk_hash, _ in prompt]
+    with pytest.raises(GatewayError) as raised:
+        attach(gateway).get_chunks(BUCKET, bytes.fromhex(SPACE.id), hashes, Deadline(5))
+    assert raised.value.code == "AccessDenied"
+    assert gateway.metrics()["kvgate_shm_grants"] == 0
+
+
 def test_wrong_secret_unknown_key_and_other_run_are_not_attached(start_shm, attach) -> None:
     gateway = start_shm()
     for credential in (Credential(ALPHA.access_key, "not-the-secret"), Credential("unknown-key", "x" * 20)):
