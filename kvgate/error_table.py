@@ -84,8 +84,10 @@ TABLE: dict[type[BaseException], Row] = {
     errors.ArenaFull: Row("SlowDown", 503),
     errors.TierFull: Row("SlowDown", 503),
     errors.Overloaded: Row("SlowDown", 503),
-    # leases
+    # leases and reservations
     errors.NoSuchLease: Row("NoSuchLease", 404),
+    errors.NoSuchReservation: Row("NoSuchReservation", 404),
+    errors.SliceConflict: Row("SliceConflict", 409),
 }
 
 

@@ -46,6 +46,10 @@ class InvalidChunk(KVGateError, ValueError):
     """A chunk body that is not a valid safetensors file, or does not match its key or space."""
 
 
+class InvalidFrame(KVGateError):
+    """A header in a stream of chunks that cannot be read."""
+
+
 class UnknownSpace(KVGateError):
     """A chunk of a space whose manifest is not stored in the bucket."""
 
@@ -166,6 +170,14 @@ class PartTooSmall(KVGateError):
 
 class NoSuchLease(KVGateError):
     """A lease that does not exist, has ended, or belongs to another tenant."""
+
+
+class NoSuchReservation(KVGateError):
+    """A reservation that does not exist, has ended, or belongs to another tenant."""
+
+
+class SliceConflict(KVGateError):
+    """A slice that overlaps one that has come, or is coming, for the same chunk."""
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------

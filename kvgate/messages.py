@@ -210,7 +210,9 @@ class Request:
 class ResponseBody(Protocol):
     """A payload that the server sends and then closes; it owns whatever lease its bytes need."""
 
-    nbytes: int
+    @property
+    def nbytes(self) -> int | None:
+        """Its length; None when that is not known before the end, and HTTP then carries the body in chunks."""
 
     def batches(self) -> AsyncIterator[Sequence[memoryview]]:
         """The bytes in order, as many at once as there are. A batch is valid until the next is asked for, or `close`.
@@ -228,6 +230,16 @@ async def views(body: ResponseBody, most_nbytes: int = 1 << 20) -> AsyncIterator
         for view in batch:
             for start in range(0, len(view), most_nbytes):
                 yield view[start : start + most_nbytes]
+
+
+async def http_chunks(body: ResponseBody) -> AsyncIterator[Sequence[memoryview]]:
+    """The batches of a body in the chunked transfer coding of HTTP/1.1 (RFC 9112, section 7.1), one chunk a batch."""
+    ending = b""
+    async for batch in body.batches():
+        if nbytes := sum(map(len, batch)):
+            yield [memoryview(ending + b"%x\r\n" % nbytes), *batch]
+            ending = b"\r\n"
+    yield [memoryview(ending + b"0\r\n\r\n")]
 
 
 @dataclass(slots=True)

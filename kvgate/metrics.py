@@ -38,6 +38,18 @@ class Metrics:
         self.match_chunks = Counter(
             "kvgate_match_chunks_total", "Chunks that match calls asked for", ["result"], registry=self.registry
         )
+        self.batch_chunks = Counter(
+            "kvgate_batch_chunks_total", "Chunks that read calls asked for", ["status"], registry=self.registry
+        )
+        self.reservations = Counter(
+            "kvgate_reservations_total",
+            "Chunks reserved for writing in slices, by how that ended",
+            ["result"],
+            registry=self.registry,
+        )
+        self.reserved_bytes = Gauge(
+            "kvgate_reserved_bytes", "Memory taken by chunks of which slices are missing", registry=self.registry
+        )
         self.corrupt_copies = Counter(
             "kvgate_corrupt_copies_total", "Copies dropped after a failed check", ["tier"], registry=self.registry
         )

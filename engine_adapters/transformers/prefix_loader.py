@@ -93,7 +93,8 @@ class PrefixLoader:
         hashes = prefix.chain[1 : chunks + 1]
         arrived = 0
         if chunks:
-            arrived = self._client.load_chunks(self._bucket, space.id, hashes, views, deadline_s=_left_s(end_s))
+            loaded = self._client.load_chunks(self._bucket, space.id, hashes, views, deadline_s=_left_s(end_s))
+            arrived = loaded.leading
         if arrived < chunks:
             late = time.monotonic() >= end_s
             if late and not arrived:
@@ -116,7 +117,7 @@ class PrefixLoader:
         left_s = _left_s(end_s)
         match = self._client.match(self._bucket, space.id, prefix.chain[1:], lease_s=left_s, deadline_s=left_s)
         self._breaker.succeeded()
-        prefix.held_chunks = len(match.places)
+        prefix.held_chunks = match.matched
         return prefix.held_chunks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fuzz.targets import (
+    batch,
     chunked,
     disk_files,
     fields,
@@ -24,6 +25,7 @@ from fuzz.targets.base import Target
 _FILES = (
     requests,
     kvapi,
+    batch,
     sigv4,
     sigv2,
     sessions,

@@ -12,9 +12,13 @@ from fuzz.properties import must
 from fuzz.service import Body, Service, sha256
 from fuzz.targets.base import Target
 from fuzz.targets.formats import SPACE
+from kvgate.kvapi.read import FRAMES
 from kvgate.messages import Request
 
-_PATHS = ("/_kv/v1/match", "/_kv/v1/release", "/_kv/v1/stats", "/_kv/v1/tenant", "/_kv/v1/openapi.yaml", "/_kv/v1/none")
+_PATHS = (
+    *("/_kv/v1/match", "/_kv/v1/release", "/_kv/v1/stats", "/_kv/v1/tenant", "/_kv/v1/openapi.yaml", "/_kv/v1/none"),
+    *("/_kv/v1/read", "/_kv/v1/reserve"),
+)
 _TYPES = ("application/json", "application/msgpack", "application/x-msgpack; a=b", "text/plain", "")
 _ACCEPTS = ("", "application/json", "application/msgpack;q=0.5, application/json;q=nan", "*/*", "application/msgpack")
 _ODD: tuple[Any, ...] = (
@@ -51,6 +55,11 @@ async def _call(draw: Draw, leases: list[str]) -> None:
     path = draw.pick(_PATHS)
     if path.endswith("release"):
         members = {"lease": leases[0] if leases else "x"}
+    elif path.endswith("read"):
+        members = {**members, "layers": "0", "heads": "0-1", "deadline_ms": 50}
+        del members["lease_s"]
+    elif path.endswith("reserve"):
+        members = {"bucket": "bucket", "space": SPACE.id, "hash": "ab" * 32, "parent": "cd" * 32, "first_token": 0}
     elif not path.endswith("match"):
         members = {}
     for _ in range(draw.below(3)):
@@ -75,7 +84,7 @@ async def _call(draw: Draw, leases: list[str]) -> None:
     path = spliced(draw, path, _WORDS) if draw.one_in(16) else path
     nbytes = max(0, len(body) + draw.pick((0, 0, 0, 0, 0, 1, -1, 1 << 20)))
     response, content = await _service.answer(_service.kvapi, _request(method, path, body, headers, query, nbytes))
-    if not content or path == _PATHS[4]:
+    if not content or path == _PATHS[4] or response.headers["Content-Type"] == FRAMES:
         return
     unpack = json.loads if response.headers["Content-Type"] == "application/json" else msgpack.unpackb
     answer = unpack(content)
@@ -84,6 +93,11 @@ async def _call(draw: Draw, leases: list[str]) -> None:
     )
     if answer.get("lease"):
         leases.append(answer["lease"])
+    if name := answer.get("reservation"):
+        response, _ = await _service.answer(
+            _service.kvapi, _request("DELETE", "/_kv/v1/reserve", b"", {}, f"reservation={name}")
+        )
+        must(response.status == 200, "a reservation that cannot be aborted")
 
 
 def _request(

@@ -7,7 +7,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import ParamSpec, Self, TypeVar
+from typing import NoReturn, ParamSpec, Self, TypeVar
 
 from aiohttp import (
     BaseConnector,
@@ -29,21 +29,38 @@ from awscrt.checksums import crc64nvme
 from yarl import URL
 
 from kvgate.auth.sigv4 import Credential
+from kvgate.chunk.frame import Status
 from kvgate.chunk.key import check_bucket, check_key
 from kvgate.client import loader
 from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
-from kvgate.client.buffers import ReadableBuffer, pieces, readable, writable
+from kvgate.client.buffers import ReadableBuffer, pieces, readable, writable, writable_each
 from kvgate.client.call import Call, Calls
 from kvgate.client.deadline import Deadline
 from kvgate.client.download import Download
 from kvgate.client.endpoint import parse_endpoint
+from kvgate.client.frames import FRAMES, FrameReader
 from kvgate.client.session import SessionToken
 from kvgate.client.transport import TCP, UNIX, Transport
-from kvgate.client.values import Bucket, Entry, Match, Object, ObjectInfo, Stats, TenantInfo, Traffic
+from kvgate.client.values import (
+    Bucket,
+    ChunkRead,
+    Entry,
+    Loaded,
+    Match,
+    Object,
+    ObjectInfo,
+    Reservation,
+    Slice,
+    SliceWritten,
+    Stats,
+    TenantInfo,
+    Traffic,
+)
 from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable
 from kvgate.messages import Headers
 
 _WRITE_NBYTES = 1 << 20
+_ABORT_S = 1.0
 _READ_BUFFER_NBYTES = 1 << 20
 _CHECKSUM_NBYTES = 8 << 20
 """Checksummed without a break: less than a millisecond of the loop's time."""
@@ -134,18 +151,118 @@ class AsyncClient:
         hashes: Sequence[bytes],
         buffers: Sequence[memoryview],
         deadline_s: float | None = None,
-    ) -> int:
+        *,
+        connections: int = loader.CONNECTIONS,
+    ) -> Loaded:
         return await loader.load_chunks_async(
-            self, bucket, space, hashes, buffers, self._deadline_s if deadline_s is None else deadline_s
+            self.load_locally,
+            self.fetch_chunks,
+            loader.Wanted(bucket, space, hashes, buffers),
+            self._deadline_s if deadline_s is None else deadline_s,
+            min(connections, self.max_connections),
         )
 
-    async def load_locally(
-        self, bucket: str, space: str, hashes: Sequence[bytes], views: Sequence[memoryview], deadline: Deadline
-    ) -> tuple[int, bool]:
+    async def load_locally(self, wanted: loader.Wanted, deadline: Deadline) -> tuple[int, bool]:
         await self._look_again(deadline)
         if not self._transport.has_memory:
             return 0, False
-        return await _in_thread(deadline, self._transport.load_prefix, bucket, space, hashes, views, deadline)
+        return await _in_thread(
+            deadline, self._transport.load_prefix, wanted.bucket, wanted.space, wanted.hashes, wanted.buffers, deadline
+        )
+
+    async def read_chunks(
+        self,
+        bucket: str,
+        space: str,
+        hashes: Sequence[bytes],
+        *,
+        layers: range | None = None,
+        heads: range | None = None,
+        into: Sequence[memoryview] | None = None,
+        deadline_s: float | None = None,
+    ) -> list[ChunkRead]:
+        buffers = None if into is None else writable_each(into, len(hashes))
+        deadline = Deadline(self._deadline_s if deadline_s is None else deadline_s)
+        call = self._calls.read(bucket, space, hashes, layers, heads, deadline.remaining_s())
+        return await self._receive_frames(call, FrameReader(len(hashes), buffers), deadline)
+
+    async def fetch_chunks(self, wanted: loader.Wanted, deadline: Deadline, arrived: loader.Arrived) -> None:
+        """See loader.FetchAsync: over one connection to the gateway."""
+        call = self._calls.read(wanted.bucket, wanted.space, wanted.hashes, None, None, deadline.remaining_s())
+        reader = FrameReader(
+            len(wanted.hashes), wanted.buffers, lambda index, chunk: arrived(index, chunk.status == Status.PRESENT)
+        )
+        await self._receive_frames(call, reader, deadline)
+
+    async def _receive_frames(self, call: Call[NoReturn], reader: FrameReader, deadline: Deadline) -> list[ChunkRead]:
+        async with self._limit(deadline.remaining_s()), self._exchange(call) as response:
+            if response.status != 200 or response.headers.get("content-type") != FRAMES:
+                call.read(await _answer(response))
+            async for arrived in response.content.iter_any():
+                reader.feed(arrived)
+        chunks = reader.finish()
+        for chunk in chunks:
+            if chunk.status == Status.PRESENT:
+                self._transport.count(self._way, chunk.nbytes)
+        return chunks
+
+    async def reserve(
+        self,
+        bucket: str,
+        space: str,
+        chunk_hash: bytes,
+        parent: bytes,
+        first_token: int,
+        *,
+        lease_s: float = 30,
+        deadline_s: float | None = None,
+    ) -> Reservation:
+        call = self._calls.reserve(bucket, space, chunk_hash, parent, first_token, lease_s)
+        return await self._perform(call, deadline_s)
+
+    async def write_slice(
+        self,
+        reservation: str,
+        layers: range | None,
+        heads: range | None,
+        views: ReadableBuffer | Sequence[ReadableBuffer],
+        *,
+        deadline_s: float | None = None,
+    ) -> SliceWritten:
+        body = readable(views)
+        async with self._limit(deadline_s):
+            return await self._ask(self._calls.write_slice(reservation, layers, heads, body, await _checksum(body)))
+
+    async def abort_reservation(self, reservation: str, *, deadline_s: float | None = None) -> None:
+        await self._perform(self._calls.abort_reservation(reservation), deadline_s)
+
+    async def write_slices(
+        self,
+        bucket: str,
+        space: str,
+        chunk_hash: bytes,
+        parent: bytes,
+        first_token: int,
+        slices: Sequence[Slice],
+        *,
+        lease_s: float = 30,
+        deadline_s: float | None = None,
+    ) -> SliceWritten:
+        deadline = Deadline(self._deadline_s if deadline_s is None else deadline_s)
+        reservation = await self.reserve(
+            bucket, space, chunk_hash, parent, first_token, lease_s=lease_s, deadline_s=deadline.remaining_s()
+        )
+        written = SliceWritten("open" if reservation.name else "present", reservation.nbytes)
+        try:
+            for each in slices if reservation.name else ():
+                written = await self.write_slice(
+                    reservation.name, each.layers, each.heads, each.views, deadline_s=deadline.remaining_s()
+                )
+        finally:
+            if written.state == "open":
+                with contextlib.suppress(GatewayError):  # it ends by itself
+                    await self.abort_reservation(reservation.name, deadline_s=_ABORT_S)
+        return written
 
     # --- objects ---
 
@@ -203,10 +320,7 @@ class AsyncClient:
             if etag is not None:
                 return etag
         async with self._limit(deadline.remaining_s()):
-            crc = 0
-            for piece in pieces(body, _CHECKSUM_NBYTES):
-                crc = crc64nvme(piece, crc)
-                await asyncio.sleep(0)
+            crc = await _checksum(body)
             call = self._calls.put(bucket, key, body, crc, content_type, metadata, if_none_match)
             etag = await self._ask(call)
         self._transport.count(self._way, sum(map(len, body)))
@@ -426,6 +540,14 @@ class _Views(Payload):
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         return b"".join(self._views).decode(encoding, errors)
+
+
+async def _checksum(body: tuple[memoryview, ...]) -> int:
+    crc = 0
+    for piece in pieces(body, _CHECKSUM_NBYTES):
+        crc = crc64nvme(piece, crc)
+        await asyncio.sleep(0)
+    return crc
 
 
 async def _answer(response: ClientResponse) -> Answer:

@@ -27,8 +27,9 @@ from kvgate.client.values import (
     Match,
     ObjectInfo,
     Page,
-    Place,
+    Reservation,
     Session,
+    SliceWritten,
     Stats,
     TenantInfo,
     TierUsage,
@@ -96,18 +97,26 @@ def _local(status: int, members: dict[str, object] | None) -> LocalWays | None:
 def read_match(answer: Answer) -> Match:
     accept(answer, 200)
     fields = _unpacked(answer)
-    places = tuple([_place(answer.status, chunk) for chunk in fields.one("chunks", list)])
-    if fields.one("matched", int) != len(places):
-        malformed(answer.status, "matched is not the number of chunks")
-    return Match(places, fields.one_or_none("lease", str) or "", fields.number("expires_s"))
+    tiers = tuple(fields.listed("tiers", str))
+    ranks, nbytes = (tuple(fields.listed(name, int)) for name in ("ranks", "nbytes"))
+    if not fields.one("matched", int) == len(ranks) == len(nbytes):
+        malformed(answer.status, "matched is not the number of ranks and nbytes")
+    if ranks and not (min(ranks) >= 0 and max(ranks) < len(tiers) and min(nbytes) >= 0):
+        malformed(answer.status, "a rank without a tier, or a negative size")
+    return Match(tiers, ranks, nbytes, fields.one_or_none("lease", str) or "", fields.number("expires_s"))
 
 
-def _place(status: int, chunk: object) -> Place:
-    if type(chunk) is dict:  # not _Fields: there are hundreds of them in one answer
-        tier, nbytes = chunk.get("tier"), chunk.get("nbytes")
-        if type(tier) is str and type(nbytes) is int and nbytes >= 0:
-            return Place(tier, nbytes)
-    malformed(status, "a chunk without tier or nbytes")
+def read_reservation(answer: Answer) -> Reservation:
+    accept(answer, 200)
+    fields = _unpacked(answer)
+    name = fields.one_or_none("reservation", str) or ""
+    return Reservation(name, fields.one("nbytes", int), fields.number("expires_s"))
+
+
+def read_slice_written(answer: Answer) -> SliceWritten:
+    accept(answer, 200)
+    fields = _unpacked(answer)
+    return SliceWritten(fields.one("state", str), fields.one("missing_nbytes", int))
 
 
 def read_stats(answer: Answer) -> Stats:

@@ -26,6 +26,13 @@ def writable(into: memoryview | bytearray) -> memoryview:
     return _as_bytes(view) if view.nbytes else memoryview(bytearray())
 
 
+def writable_each(into: Sequence[memoryview], count: int) -> list[memoryview]:
+    """`count` buffers as bytes to fill. Raises InvalidArgument."""
+    if len(into) != count:
+        raise InvalidArgument(f"{count} chunks for {len(into)} buffers")
+    return [writable(view) for view in into]
+
+
 def pieces(views: Iterable[memoryview], nbytes: int) -> Iterable[memoryview]:
     """The bytes of `views` in order, in views of at most `nbytes`."""
     return (view[start : start + nbytes] for view in views for start in range(0, len(view), nbytes))

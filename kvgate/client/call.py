@@ -27,7 +27,7 @@ from kvgate.chunk.key import check_bucket, check_key
 from kvgate.client import answer
 from kvgate.client.answer import Answer
 from kvgate.client.endpoint import Endpoint
-from kvgate.client.values import Bucket, Match, ObjectInfo, Page, Session, Stats, TenantInfo
+from kvgate.client.values import Bucket, Match, ObjectInfo, Page, Reservation, Session, SliceWritten, Stats, TenantInfo
 from kvgate.errors import ConfigError, InvalidArgument
 
 REGION = "us-east-1"
@@ -110,8 +110,7 @@ class Calls:
 
     def match(self, bucket: str, space: str, hashes: Sequence[bytes], lease_s: float) -> Call[Match]:
         """Repeatable, because a lease granted to nobody ends by itself."""
-        if any(len(chunk_hash) != HASH_NBYTES for chunk_hash in hashes):
-            raise InvalidArgument(f"a chunk hash is {HASH_NBYTES} bytes")
+        _check_hashes(hashes)
         return self._ask(
             "/_kv/v1/match",
             {"bucket": bucket, "space": space, "hashes": b"".join(hashes), "lease_s": lease_s},
@@ -124,6 +123,63 @@ class Calls:
 
     def session(self) -> Call[Session]:
         return self._ask("/_kv/v1/session", {}, answer.read_session)
+
+    def read(
+        self,
+        bucket: str,
+        space: str,
+        hashes: Sequence[bytes],
+        layers: range | None,
+        heads: range | None,
+        deadline_s: float,
+    ) -> Call[NoReturn]:
+        """`read` takes refusals, FrameReader the rest."""
+        _check_hashes(hashes)
+        members: dict[str, object] = {"bucket": bucket, "space": space, "hashes": b"".join(hashes)}
+        members |= {"deadline_ms": deadline_s * 1000, **_span("layers", layers), **_span("heads", heads)}
+        return self._ask("/_kv/v1/read", members, answer.read_refusal)
+
+    def reserve(
+        self, bucket: str, space: str, chunk_hash: bytes, parent: bytes, first_token: int, lease_s: float
+    ) -> Call[Reservation]:
+        """Not repeatable: a reservation that nobody knows of takes memory until its lease ends."""
+        _check_hashes([chunk_hash, parent])
+        members = {"bucket": bucket, "space": space, "hash": chunk_hash, "parent": parent}
+        return self._ask(
+            "/_kv/v1/reserve",
+            {**members, "first_token": first_token, "lease_s": lease_s},
+            answer.read_reservation,
+            repeatable=False,
+        )
+
+    def write_slice(
+        self,
+        reservation: str,
+        layers: range | None,
+        heads: range | None,
+        views: tuple[memoryview, ...],
+        crc64nvme: int,
+    ) -> Call[SliceWritten]:
+        """Repeatable: a slice that has come already is compared, and one that completed the chunk is told by a 404."""
+        parameters = {"reservation": reservation, **_span("layers", layers), **_span("heads", heads)}
+        headers = {
+            "accept": MSGPACK,
+            "content-type": "application/octet-stream",
+            "x-amz-checksum-crc64nvme": b64encode(crc64nvme.to_bytes(8, "big")).decode(),
+        }
+        return self._call(
+            "PUT",
+            "/_kv/v1/slice",
+            answer.read_slice_written,
+            query="&".join(f"{name}={quote(value, safe='~')}" for name, value in sorted(parameters.items())),
+            headers=headers,
+            views=views,
+            payload_hash=UNSIGNED_PAYLOAD,
+        )
+
+    def abort_reservation(self, reservation: str) -> Call[None]:
+        query = f"reservation={quote(reservation, safe='~')}"
+        return self._call("DELETE", "/_kv/v1/reserve", answer.read_nothing, query=query, headers={"accept": MSGPACK})
 
     # --- objects ---
 
@@ -196,11 +252,19 @@ class Calls:
 
     # --- the one form of all ---
 
-    def _ask(self, path: str, members: Mapping[str, object], read: Callable[[Answer], T]) -> Call[T]:
+    def _ask(
+        self, path: str, members: Mapping[str, object], read: Callable[[Answer], T], *, repeatable: bool = True
+    ) -> Call[T]:
         body = msgpack.packb(members)
         headers = {"accept": MSGPACK, "content-type": MSGPACK}
         return self._call(
-            "POST", path, read, headers=headers, views=(memoryview(body),), payload_hash=sha256(body).hexdigest()
+            "POST",
+            path,
+            read,
+            headers=headers,
+            views=(memoryview(body),),
+            payload_hash=sha256(body).hexdigest(),
+            repeatable=repeatable,
         )
 
     def _call(
@@ -231,3 +295,16 @@ def _path(bucket: str, key: str | None = None) -> str:
         return f"/{bucket}"
     check_key(key)
     return f"/{bucket}/{quote(key, safe='/~')}"
+
+
+def _check_hashes(hashes: Sequence[bytes]) -> None:
+    if any(len(chunk_hash) != HASH_NBYTES for chunk_hash in hashes):
+        raise InvalidArgument(f"a chunk hash is {HASH_NBYTES} bytes")
+
+
+def _span(name: str, indices: range | None) -> dict[str, str]:
+    if indices is None:
+        return {}
+    if indices.step != 1 or not 0 <= indices.start < indices.stop:
+        raise InvalidArgument(f"{name}: {indices} is not a range of one index or more")
+    return {name: f"{indices.start}-{indices.stop - 1}"}

@@ -1,7 +1,10 @@
 """Many chunks at once, as an engine loads a prefix: in parallel, under one deadline, and never with an exception.
 
+Chunks are fetched in groups that follow one another, a group in one `read` call. `Fetch` and `FetchAsync` are all that
+is asked of the way to a gateway: one function that brings the chunks of a group.
+
 Invariants
-1. Chunks are begun in order, and none after the first that failed: a prefix is of no use beyond its first gap.
+1. Groups are begun in order, and none after the first chunk that failed: a prefix is of no use beyond its first gap.
 2. What is under way beyond the first gap is ended at once.
 3. When a load returns, nobody writes into its buffers any more.
 """
@@ -12,67 +15,102 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from kvgate.chunk.key import ChunkKey, check_bucket
 from kvgate.client.buffers import writable
 from kvgate.client.deadline import Deadline
-from kvgate.client.values import Object
-from kvgate.errors import GatewayError, InvalidArgument
-
-if TYPE_CHECKING:
-    from kvgate.client.aio import AsyncClient
-    from kvgate.client.sync import Client
+from kvgate.client.values import Loaded
+from kvgate.errors import GatewayError, GatewayUnavailable, InvalidArgument
 
 _log = logging.getLogger(__name__)
 
+CONNECTIONS = 4
+_GROUP_NBYTES = 32 << 20
+_GROUP_CHUNKS = 256
 
-def load_chunks(
-    client: Client,
-    bucket: str,
-    space: str,
-    hashes: Sequence[bytes],
-    buffers: Sequence[memoryview],
-    deadline_s: float,
-) -> int:
-    """How many leading chunks have arrived, complete and verified, within `deadline_s`.
+Arrived = Callable[[int, bool], None]
+"""Told of each chunk of a group by its index there: whether it came whole and verified. Raises to end the fetch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Chunks to fetch.
 
     hashes:  chain hashes of 32 bytes, in order
-    buffers: one a chunk, of exactly its size; what lies in those beyond the returned number is undefined
-    Uses up to `client.max_connections` threads, the caller's among them. A gateway that is down, slow or corrupt gives
-    a shorter prefix, not an exception. Raises InvalidArgument, InvalidKey and InvalidBucketName.
+    buffers: one a chunk, of exactly its size
     """
-    keys, views = _checked(bucket, space, hashes, buffers)
-    whole = Deadline(deadline_s)
+
+    bucket: str
+    space: str
+    hashes: Sequence[bytes]
+    buffers: Sequence[memoryview]
+
+    def part(self, group: range) -> Wanted:
+        """The chunks of one group."""
+        part = slice(group.start, group.stop)
+        return Wanted(self.bucket, self.space, self.hashes[part], self.buffers[part])
+
+
+class Fetch(Protocol):
+    """Brings chunks over one transport."""
+
+    def __call__(self, wanted: Wanted, deadline: Deadline, arrived: Arrived) -> None:
+        """Fill the buffers in order. Raises GatewayError, and what `arrived` raises; the rest has then not arrived.
+
+        When it returns or raises, nobody writes into the buffers any more. Another thread may cut `deadline`.
+        """
+
+
+class FetchAsync(Protocol):
+    """See Fetch; it is cancelled instead of cut."""
+
+    async def __call__(self, wanted: Wanted, deadline: Deadline, arrived: Arrived) -> None: ...
+
+
+Local = Callable[[Wanted, Deadline], tuple[int, bool]]
+"""How many leading chunks come without HTTP, and whether the next one is known to be nowhere."""
+
+LocalAsync = Callable[[Wanted, Deadline], Awaitable[tuple[int, bool]]]
+
+
+def load_chunks(local: Local, fetch: Fetch, wanted: Wanted, deadline_s: float, connections: int) -> Loaded:
+    """Which chunks have arrived, complete and verified, within `deadline_s`.
+
+    Uses up to `connections` threads, the caller's among them. A gateway that is down, slow or corrupt gives a shorter
+    prefix, not an exception; what lies in the buffers of chunks that have not arrived is undefined.
+    Raises InvalidArgument, InvalidKey and InvalidBucketName.
+    """
+    wanted, whole = _checked(wanted), Deadline(deadline_s)
     with _ending(whole):
-        local, at_gap = client.load_locally(bucket, space, hashes, views, whole)
-    if at_gap or local == len(keys):
-        return local
-    keys, views, hashes = keys[local:], views[local:], hashes[local:]
-    prefix = _Prefix(len(keys))
+        done, at_gap = local(wanted, whole)
+    count = len(wanted.hashes)
+    if at_gap or done == count:
+        return Loaded((True,) * done + (False,) * (count - done))
+    wanted = wanted.part(range(done, count))
+    prefix = _Prefix(_groups(wanted.buffers, connections))
     under_way: dict[int, Deadline] = {}
 
     def work() -> None:
-        while (index := prefix.begin()) is not None:
-            arrived = False
+        while (group := prefix.begin()) is not None:
             try:
-                share = under_way[index] = whole.share()
-                if prefix.wants(index):  # asked once it can be cut, so that no failure in between is missed
-                    got = client.fetch(bucket, keys[index], views[index], None, None, share)
-                    arrived = _is_chunk(got, views[index])
+                share = under_way[group.start] = whole.share()
+                if prefix.wants(group.start):  # asked once it can be cut, so that no failure in between is missed
+                    fetch(wanted.part(group), share, prefix.noting(group))
             except GatewayError as error:
-                _log.debug("chunk %s did not arrive: %s", hashes[index].hex()[:8], error)
+                _log.debug("chunks from %s on did not arrive: %s", wanted.hashes[group.start].hex()[:8], error)
             finally:
-                under_way.pop(index, None)
-                if not prefix.end(index, arrived):
+                under_way.pop(group.start, None)
+                if not prefix.end(group):
                     for other, share in list(under_way.items()):
-                        if other > index:
+                        if not prefix.wants(other):
                             share.cut()
 
     threads = [
         threading.Thread(target=work, name="kvgate-load", daemon=True)
-        for _ in range(min(client.max_connections, len(keys)) - 1)
+        for _ in range(min(connections, prefix.groups) - 1)
     ]
     try:
         for thread in threads:
@@ -85,47 +123,40 @@ def load_chunks(
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
-    return local + prefix.leading
+    return Loaded((True,) * done + prefix.arrived)
 
 
 async def load_chunks_async(
-    client: AsyncClient,
-    bucket: str,
-    space: str,
-    hashes: Sequence[bytes],
-    buffers: Sequence[memoryview],
-    deadline_s: float,
-) -> int:
+    local: LocalAsync, fetch: FetchAsync, wanted: Wanted, deadline_s: float, connections: int
+) -> Loaded:
     """`load_chunks` with tasks instead of threads. When it is cancelled, nobody writes into the buffers any more."""
-    keys, views = _checked(bucket, space, hashes, buffers)
-    whole = Deadline(deadline_s)
-    local, at_gap = await client.load_locally(bucket, space, hashes, views, whole)
-    if at_gap or local == len(keys):
-        return local
-    keys, views, hashes = keys[local:], views[local:], hashes[local:]
-    prefix = _Prefix(len(keys))
+    wanted, whole = _checked(wanted), Deadline(deadline_s)
+    done, at_gap = await local(wanted, whole)
+    count = len(wanted.hashes)
+    if at_gap or done == count:
+        return Loaded((True,) * done + (False,) * (count - done))
+    wanted = wanted.part(range(done, count))
+    prefix = _Prefix(_groups(wanted.buffers, connections))
     under_way: dict[int, asyncio.Task[Any] | None] = {}
 
     async def work() -> None:
-        while (index := prefix.begin()) is not None:
-            arrived = False
+        while (group := prefix.begin()) is not None:
             try:
-                under_way[index] = asyncio.current_task()
-                got = await client.get(bucket, keys[index], into=views[index], deadline_s=whole.remaining_s())
-                arrived = _is_chunk(got, views[index])
+                under_way[group.start] = asyncio.current_task()
+                await fetch(wanted.part(group), whole.share(), prefix.noting(group))
             except GatewayError as error:
-                _log.debug("chunk %s did not arrive: %s", hashes[index].hex()[:8], error)
+                _log.debug("chunks from %s on did not arrive: %s", wanted.hashes[group.start].hex()[:8], error)
             finally:
-                under_way.pop(index, None)
-                if not prefix.end(index, arrived):
+                under_way.pop(group.start, None)
+                if not prefix.end(group):
                     for other, beyond in list(under_way.items()):
-                        if other > index and beyond is not None:
+                        if not prefix.wants(other) and beyond is not None:
                             beyond.cancel()
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(client.max_connections, len(keys))):
-            group.create_task(work())
-    return local + prefix.leading
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(min(connections, prefix.groups)):
+            tasks.create_task(work())
+    return Loaded((True,) * done + prefix.arrived)
 
 
 @contextlib.contextmanager
@@ -139,48 +170,77 @@ def _ending(deadline: Deadline) -> Iterator[None]:
 
 
 class _Prefix:
-    """Which chunks have arrived, and which are still worth having. Thread-safe."""
+    """Which chunks have arrived, and which groups are still worth having. Thread-safe."""
 
-    def __init__(self, chunks: int) -> None:
+    def __init__(self, groups: Sequence[range]) -> None:
+        chunks = groups[-1].stop if groups else 0
+        self.groups = len(groups)
         self._lock = threading.Lock()
+        self._groups = groups
         self._arrived = [False] * chunks
         self._begun = 0
         self._gap = chunks
 
-    def begin(self) -> int | None:
-        """The next chunk to fetch; None when all are begun, or one has failed."""
+    def begin(self) -> range | None:
+        """The next group to fetch; None when all are begun, or a chunk has failed."""
         with self._lock:
-            if self._begun >= self._gap:
+            if self._begun == len(self._groups) or self._groups[self._begun].start > self._gap:
                 return None
             self._begun += 1
-            return self._begun - 1
+            return self._groups[self._begun - 1]
 
     def wants(self, index: int) -> bool:
         """Whether no chunk before `index` has failed."""
-        return index < self._gap
+        return index <= self._gap
 
-    def end(self, index: int, arrived: bool) -> bool:
-        """Note how a chunk ended, and return `arrived`."""
-        with self._lock:
-            self._arrived[index] = arrived
-            if not arrived:
-                self._gap = min(self._gap, index)
+    def noting(self, group: range) -> Arrived:
+        """What notes the chunks of a group, and raises GatewayUnavailable when no more are wanted of it."""
+
+        def arrived(index: int, whole: bool) -> None:
+            with self._lock:
+                self._arrived[group[index]] = whole
+                if not whole:
+                    self._gap = min(self._gap, group[index])
+                if self._gap < group.stop:
+                    raise GatewayUnavailable(f"chunk {self._gap} did not arrive; no more are wanted")
+
         return arrived
 
+    def end(self, group: range) -> bool:
+        """Note that a group has ended; whether all of it has arrived."""
+        with self._lock:
+            failed = next((index for index in group if not self._arrived[index]), None)
+            if failed is not None:
+                self._gap = min(self._gap, failed)
+        return failed is None
+
     @property
-    def leading(self) -> int:
-        """How many chunks have arrived before the first that has not."""
-        return self._arrived.index(False) if False in self._arrived else len(self._arrived)
+    def arrived(self) -> tuple[bool, ...]:
+        """Of each chunk, whether it has arrived."""
+        return tuple(self._arrived)
 
 
-def _checked(
-    bucket: str, space: str, hashes: Sequence[bytes], buffers: Sequence[memoryview]
-) -> tuple[list[str], list[memoryview]]:
-    check_bucket(bucket)
-    if len(hashes) != len(buffers):
-        raise InvalidArgument(f"{len(hashes)} chunks for {len(buffers)} buffers")
-    return [str(ChunkKey(space, chunk_hash.hex())) for chunk_hash in hashes], [writable(view) for view in buffers]
+def _groups(buffers: Sequence[memoryview], connections: int) -> list[range]:
+    """Chunks that follow one another, of about equal bytes, so that every connection has some."""
+    limit_nbytes = min(_GROUP_NBYTES, -(-sum(map(len, buffers)) // max(connections, 1)))
+    return list(_divided(buffers, limit_nbytes))
 
 
-def _is_chunk(got: Object, view: memoryview) -> bool:
-    return got.verified and got.nbytes == len(view)
+def _divided(buffers: Sequence[memoryview], limit_nbytes: int) -> Iterator[range]:
+    start = nbytes = 0
+    for index, buffer in enumerate(buffers):
+        if index > start and (nbytes + len(buffer) > limit_nbytes or index - start == _GROUP_CHUNKS):
+            yield range(start, index)
+            start, nbytes = index, 0
+        nbytes += len(buffer)
+    if start < len(buffers):
+        yield range(start, len(buffers))
+
+
+def _checked(wanted: Wanted) -> Wanted:
+    check_bucket(wanted.bucket)
+    if len(wanted.hashes) != len(wanted.buffers):
+        raise InvalidArgument(f"{len(wanted.hashes)} chunks for {len(wanted.buffers)} buffers")
+    for chunk_hash in wanted.hashes:
+        ChunkKey(wanted.space, chunk_hash.hex())
+    return Wanted(wanted.bucket, wanted.space, wanted.hashes, [writable(view) for view in wanted.buffers])

@@ -5,27 +5,45 @@ from __future__ import annotations
 import contextlib
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Self, TypeVar
+from contextlib import suppress
+from typing import NoReturn, Self, TypeVar
 
 from kvgate.auth.sigv4 import Credential
+from kvgate.chunk.frame import Status
 from kvgate.chunk.key import check_bucket, check_key
 from kvgate.client import loader
 from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
-from kvgate.client.buffers import ReadableBuffer, checksum, readable, writable
+from kvgate.client.buffers import ReadableBuffer, checksum, readable, writable, writable_each
 from kvgate.client.call import Call, Calls
 from kvgate.client.connection import Connection
 from kvgate.client.deadline import Deadline
 from kvgate.client.download import Download
 from kvgate.client.endpoint import parse_endpoint
+from kvgate.client.frames import FRAMES, FrameReader
 from kvgate.client.pool import Pool
 from kvgate.client.session import SessionToken
 from kvgate.client.transport import TCP, UNIX, Transport
-from kvgate.client.values import Bucket, Entry, Match, Object, ObjectInfo, Stats, TenantInfo, Traffic
+from kvgate.client.values import (
+    Bucket,
+    ChunkRead,
+    Entry,
+    Loaded,
+    Match,
+    Object,
+    ObjectInfo,
+    Reservation,
+    Slice,
+    SliceWritten,
+    Stats,
+    TenantInfo,
+    Traffic,
+)
 from kvgate.client.wire import connect_unix
 from kvgate.errors import GatewayError, GatewayUnavailable
 from kvgate.messages import Headers
 
 _READ_NBYTES = 64 << 10
+_ABORT_S = 1.0
 
 T = TypeVar("T")
 
@@ -136,18 +154,144 @@ class Client:
         hashes: Sequence[bytes],
         buffers: Sequence[memoryview],
         deadline_s: float | None = None,
-    ) -> int:
-        """How many leading chunks have arrived, complete and verified, in their buffers. See `loader.load_chunks`."""
+        *,
+        connections: int = loader.CONNECTIONS,
+    ) -> Loaded:
+        """Which chunks have arrived, complete and verified, in their buffers. See `loader.load_chunks`.
+
+        hashes:      chain hashes of 32 bytes, in order
+        buffers:     one a chunk, of exactly its size
+        connections: used in parallel, at most `max_connections`
+        """
         return loader.load_chunks(
-            self, bucket, space, hashes, buffers, self._deadline_s if deadline_s is None else deadline_s
+            self.load_locally,
+            self.fetch_chunks,
+            loader.Wanted(bucket, space, hashes, buffers),
+            self._deadline_s if deadline_s is None else deadline_s,
+            min(connections, self.max_connections),
         )
 
-    def load_locally(
-        self, bucket: str, space: str, hashes: Sequence[bytes], views: Sequence[memoryview], deadline: Deadline
-    ) -> tuple[int, bool]:
+    def load_locally(self, wanted: loader.Wanted, deadline: Deadline) -> tuple[int, bool]:
         """`Transport.load_prefix`."""
         self._look_again(deadline)
-        return self._transport.load_prefix(bucket, space, hashes, views, deadline)
+        return self._transport.load_prefix(wanted.bucket, wanted.space, wanted.hashes, wanted.buffers, deadline)
+
+    def read_chunks(
+        self,
+        bucket: str,
+        space: str,
+        hashes: Sequence[bytes],
+        *,
+        layers: range | None = None,
+        heads: range | None = None,
+        into: Sequence[memoryview] | None = None,
+        deadline_s: float | None = None,
+    ) -> list[ChunkRead]:
+        """Many chunks by one call, in order, each with what became of it.
+
+        layers, heads: the slice `kv[layers, :, heads]` of each chunk, in C order, instead of the whole object
+        into:          a buffer a chunk, of exactly the size of what is read
+        """
+        buffers = None if into is None else writable_each(into, len(hashes))
+        deadline = self._deadline(deadline_s)
+        call = self._calls.read(bucket, space, hashes, layers, heads, deadline.remaining_s())
+        return self._receive_frames(call, FrameReader(len(hashes), buffers), deadline)
+
+    def fetch_chunks(self, wanted: loader.Wanted, deadline: Deadline, arrived: loader.Arrived) -> None:
+        """See loader.Fetch: over one connection to the gateway."""
+        call = self._calls.read(wanted.bucket, wanted.space, wanted.hashes, None, None, deadline.remaining_s())
+        reader = FrameReader(
+            len(wanted.hashes), wanted.buffers, lambda index, chunk: arrived(index, chunk.status == Status.PRESENT)
+        )
+        self._receive_frames(call, reader, deadline)
+
+    def _receive_frames(self, call: Call[NoReturn], reader: FrameReader, deadline: Deadline) -> list[ChunkRead]:
+        connection, status, headers = self._send(call, deadline)
+        try:
+            if status != 200 or headers.get("content-type") != FRAMES:
+                call.read(_answer(connection, status, headers))
+            while view := reader.room():
+                received = connection.readinto(view)
+                if not received:
+                    break
+                reader.received(received)
+            connection.readinto(memoryview(bytearray(1)))  # the end of the answer
+        finally:
+            self._pool.give(connection)
+        chunks = reader.finish()
+        for chunk in chunks:
+            if chunk.status == Status.PRESENT:
+                self._transport.count(UNIX if connection.is_local else TCP, chunk.nbytes)
+        return chunks
+
+    def reserve(
+        self,
+        bucket: str,
+        space: str,
+        chunk_hash: bytes,
+        parent: bytes,
+        first_token: int,
+        *,
+        lease_s: float = 30,
+        deadline_s: float | None = None,
+    ) -> Reservation:
+        """Memory for a chunk that is written in slices; without a name when the chunk is there already.
+
+        parent, first_token: as in the chunk's header, which the gateway writes
+        """
+        return self._ask(self._calls.reserve(bucket, space, chunk_hash, parent, first_token, lease_s), deadline_s)
+
+    def write_slice(
+        self,
+        reservation: str,
+        layers: range | None,
+        heads: range | None,
+        views: ReadableBuffer | Sequence[ReadableBuffer],
+        *,
+        deadline_s: float | None = None,
+    ) -> SliceWritten:
+        """Write `kv[layers, :, heads]` of a reserved chunk; None is all. The chunk is visible with its last slice.
+
+        The views go to the socket as they lie, and must not change meanwhile.
+        """
+        deadline = self._deadline(deadline_s)
+        body = readable(views)
+        return self._perform(self._calls.write_slice(reservation, layers, heads, body, checksum(body)), deadline)
+
+    def abort_reservation(self, reservation: str, *, deadline_s: float | None = None) -> None:
+        """Drop what has come of a chunk. GatewayError NoSuchReservation when it has ended already."""
+        self._ask(self._calls.abort_reservation(reservation), deadline_s)
+
+    def write_slices(
+        self,
+        bucket: str,
+        space: str,
+        chunk_hash: bytes,
+        parent: bytes,
+        first_token: int,
+        slices: Sequence[Slice],
+        *,
+        lease_s: float = 30,
+        deadline_s: float | None = None,
+    ) -> SliceWritten:
+        """Reserve a chunk and write all of it, slice by slice; when that fails, the reservation is given up.
+
+        The state is `committed`, or `present` when the chunk was there before; `open` when the slices are not all.
+        """
+        deadline = self._deadline(deadline_s)
+        reservation = self.reserve(
+            bucket, space, chunk_hash, parent, first_token, lease_s=lease_s, deadline_s=deadline.remaining_s()
+        )
+        written = SliceWritten("open" if reservation.name else "present", reservation.nbytes)
+        try:
+            for each in slices if reservation.name else ():
+                left_s = deadline.remaining_s()
+                written = self.write_slice(reservation.name, each.layers, each.heads, each.views, deadline_s=left_s)
+        finally:
+            if written.state == "open":
+                with suppress(GatewayError):  # it ends by itself
+                    self.abort_reservation(reservation.name, deadline_s=_ABORT_S)
+        return written
 
     # --- objects ---
 

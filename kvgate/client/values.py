@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from kvgate.chunk.frame import Status
+from kvgate.client.buffers import ReadableBuffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,24 +48,86 @@ class Session:
     expires_s: float
 
 
-class Place(NamedTuple):
-    """Where one matched chunk lies, and its size."""
-
-    tier: str
-    nbytes: int
-
-
 @dataclass(frozen=True, slots=True)
 class Match:
     """The longest prefix of chunks that the gateway holds.
 
+    tiers:     the names of the gateway's tiers, the fastest first
+    ranks:     for each matched chunk the fastest tier that holds it, as an index into `tiers`
+    nbytes:    for each matched chunk its size
     lease:     keeps them there; empty when nothing matched
     expires_s: how long from now the lease lasts
     """
 
-    places: tuple[Place, ...]
+    tiers: tuple[str, ...]
+    ranks: tuple[int, ...]
+    nbytes: tuple[int, ...]
     lease: str
     expires_s: float
+
+    @property
+    def matched(self) -> int:
+        """How many leading chunks there are."""
+        return len(self.nbytes)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRead:
+    """What became of one chunk of a `read`.
+
+    nbytes: that arrived; 0 unless the status is present
+    body:   the bytes; None when they went into the caller's buffer, or are not there
+    """
+
+    status: Status
+    nbytes: int
+    body: bytes | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Which chunks of a load have arrived, complete and verified; the others are misses."""
+
+    arrived: tuple[bool, ...]
+
+    @property
+    def leading(self) -> int:
+        """How many have arrived before the first that has not."""
+        return self.arrived.index(False) if False in self.arrived else len(self.arrived)
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Memory for a chunk that is written in slices.
+
+    name:      empty when the chunk is there already
+    nbytes:    of KV, in all slices together
+    expires_s: how long from now the slices may take
+    """
+
+    name: str
+    nbytes: int
+    expires_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SliceWritten:
+    """What has become of a chunk with a slice.
+
+    state: `open` while slices are missing; `committed`, it is visible; `present`, it was there before
+    """
+
+    state: str
+    missing_nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of a chunk to write: the bytes of `kv[layers, :, heads]` in C order. None is all layers, or all heads."""
+
+    layers: range | None
+    heads: range | None
+    views: ReadableBuffer | Sequence[ReadableBuffer] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

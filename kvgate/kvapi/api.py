@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from kvgate.kvapi.call import Context, Local
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.kvapi.encoding import Members, request_encoding, response_encoding
 from kvgate.kvapi.errors import error_response
-from kvgate.kvapi.fields import Fields
+from kvgate.kvapi.fields import Fields, query_members
 from kvgate.kvapi.routes import DOCUMENT, route
 from kvgate.messages import OFF_LOOP_NBYTES, Request, Response
 
@@ -49,13 +50,30 @@ class KVApi:
             call = route(request.method, request.raw_path)
             operation = call.name
             identity = self._authenticator.authenticate(request)
-            _check_query(request.raw_query)
-            body = await read_body(request, identity.payload, self._config.max_body)
-            fields = Fields(await self._members(request, body), call.fields)
-            sessions = self._authenticator.sessions
-            context = Context(self._store, self._config, identity.tenant, self._local, sessions, identity.signed_by)
-            members = call.run(context, fields)
-            response = Response(200, {"Content-Type": encoding.media_type}, encoding.pack(members))
+            parameters = query_members(request.raw_query)
+            if call.in_query:
+                fields = Fields(parameters, call.fields)
+            else:
+                _check_empty(parameters)
+                body = await read_body(request, identity.payload, self._config.max_body)
+                fields = Fields(await self._members(request, body), call.fields)
+            context = Context(
+                self._store,
+                self._config,
+                identity.tenant,
+                self._local,
+                self._authenticator.sessions,
+                identity.signed_by,
+                request,
+                identity.payload,
+            )
+            answer = call.run(context, fields)
+            if isinstance(answer, Awaitable):
+                answer = await answer
+            if isinstance(answer, Response):
+                response = answer
+            else:
+                response = Response(200, {"Content-Type": encoding.media_type}, encoding.pack(answer))
         except Exception as error:
             response = error_response(error, encoding, method=request.method, request_id=request_id)
         response.operation = operation
@@ -70,8 +88,7 @@ class KVApi:
         return unpack(body, self._config.max_hashes)
 
 
-def _check_query(raw_query: str) -> None:
-    """Nothing is silently ignored: only what presigning adds may stand in the query."""
-    for parameter in raw_query.split("&"):
-        if parameter and not parameter.startswith("X-Amz-"):
-            raise UnsupportedOperation(f"the query parameter {parameter.partition('=')[0][:64]!r} is not offered")
+def _check_empty(parameters: Members) -> None:
+    """Nothing is silently ignored."""
+    for name in parameters:
+        raise UnsupportedOperation(f"the query parameter {name[:64]!r} is not offered")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvgate.auth.identity import Payload
 from kvgate.auth.session import Sessions
 from kvgate.auth.tenants import Tenant
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.kvapi.encoding import Members
 from kvgate.kvapi.fields import Fields
+from kvgate.messages import Request, Response
 
 if TYPE_CHECKING:
     from kvgate.store.store import Store
+
+Answer = Members | Response
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class Context:
     """What a call works on, and for whom.
 
     signed_by: see Identity
+    request, payload: for a call that takes its body as it comes; for all others it has been read
     """
 
     store: Store
@@ -41,17 +46,21 @@ class Context:
     tenant: Tenant
     local: Local
     sessions: Sessions
-    signed_by: str = ""
+    signed_by: str
+    request: Request
+    payload: Payload
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call: from the fields of a request to the members of the response.
+    """One call: from the fields of a request to the members of the answer, or to a response of another form.
 
-    fields: those that there are; a request with another one is refused
-    run:    raises any domain error; synchronous, because everything that is asked here is decided in memory
+    fields:   those that there are; a request with another one is refused
+    run:      raises any domain error; synchronous where everything that is asked is decided in memory
+    in_query: the fields are parameters of the query, and the body, if there is one, is the call's to read
     """
 
     name: str
     fields: tuple[str, ...]
-    run: Callable[[Context, Fields], Members]
+    run: Callable[[Context, Fields], Answer | Awaitable[Answer]]
+    in_query: bool = False

@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 
 from kvgate.chunk.chain import HASH_NBYTES
-from kvgate.errors import InvalidArgument
+from kvgate.chunk.layout import parse_range
+from kvgate.errors import InvalidArgument, InvalidRequest, LayoutError
 from kvgate.kvapi.encoding import Members
 
 _HEX_HASH = re.compile(rf"[0-9a-f]{{{2 * HASH_NBYTES}}}")
@@ -33,6 +34,10 @@ class Fields:
             raise InvalidArgument(f"{name}: expected text of 1 to {_MAX_TEXT_CHARS} characters, got {_kind(value)}")
         return value
 
+    def optional_text(self, name: str) -> str:
+        """As `text`; empty when it is not given."""
+        return self.text(name) if self._members.get(name) is not None else ""
+
     def hex_digest(self, name: str) -> str:
         value = self._given(name)
         if not isinstance(value, str) or not _HEX_HASH.fullmatch(value):
@@ -45,8 +50,40 @@ class Fields:
             raise InvalidArgument(f"{name}: expected seconds, above 0 and at most {_MAX_S:.0f}, got {_kind(value)}")
         return float(value)
 
+    def optional_ms(self, name: str) -> float | None:
+        """A time in milliseconds, as seconds; None when it is not given."""
+        value = self._members.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _MAX_S:
+            raise InvalidArgument(f"{name}: expected milliseconds, 0 to {_MAX_S:.0f}, got {_kind(value)}")
+        return value / 1000
+
+    def count(self, name: str, most: int) -> int:
+        value = self._given(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+            raise InvalidArgument(f"{name}: expected an integer from 0 to {most}, got {_kind(value)}")
+        return value
+
+    def hash(self, name: str) -> bytes:
+        """One hash: 32 bytes or 64 hex digits."""
+        return _hash(name, self._given(name))
+
     def hashes(self, name: str, most: int) -> list[bytes]:
-        """Chunk hashes: a list of 32 bytes or 64 hex digits each, or one run of 32 bytes each. At most `most`."""
+        """Chunk hashes as `hash_run` takes them, 32 bytes each."""
+        run = self.hash_run(name, most)
+        return [run[start : start + HASH_NBYTES] for start in range(0, len(run), HASH_NBYTES)]
+
+    def indices(self, name: str, limit: int) -> range | None:
+        """A range such as `0-15`, or an index, below `limit`; None when it is not given, which is all."""
+        text = self.optional_text(name)
+        try:
+            return parse_range(text, limit) if text else None
+        except LayoutError as error:
+            raise InvalidArgument(f"{name}: {error}") from None
+
+    def hash_run(self, name: str, most: int) -> bytes:
+        """At most `most` chunk hashes, one after the other: given so, or as a list of 32 bytes or 64 hex digits."""
         value = self._given(name)
         if isinstance(value, bytes):
             count, rest = divmod(len(value), HASH_NBYTES)
@@ -57,16 +94,34 @@ class Fields:
         else:
             raise InvalidArgument(f"{name}: expected a list of hashes, got {_kind(value)}")
         if count > most:
-            raise InvalidArgument(f"{name}: at most {most} hashes are accepted, got {count} (kvapi.max_hashes)")
+            raise InvalidArgument(f"{name}: at most {most} hashes are accepted, got {count}")
         if isinstance(value, bytes):
-            return [value[start : start + HASH_NBYTES] for start in range(0, len(value), HASH_NBYTES)]
-        return [_hash(f"{name}[{position}]", item) for position, item in enumerate(value)]
+            return value
+        return b"".join([_hash(f"{name}[{position}]", item) for position, item in enumerate(value)])
 
     def _given(self, name: str, default: object = None) -> object:
         value = self._members.get(name, default)
         if value is None:
             raise InvalidArgument(f"{name}: this field needs a value")
         return value
+
+
+def query_members(raw_query: str) -> Members:
+    """The parameters of a query, without those that presigning adds; a name without a value has an empty one.
+
+    Raises InvalidRequest for one that comes twice. Values are not decoded: none that there is needs escapes.
+    """
+    members: dict[str, object] = {}
+    for parameter in raw_query.split("&"):
+        name, _, value = parameter.partition("=")
+        if not name and not value:
+            continue
+        if name.startswith("X-Amz-"):
+            continue
+        if name in members:
+            raise InvalidRequest(f"the query parameter {name[:64]!r} comes twice")
+        members[name] = value
+    return members
 
 
 def _hash(where: str, item: object) -> bytes:

@@ -10,20 +10,23 @@ DEFAULT_LEASE_S = 30.0
 
 
 def _match(context: Context, fields: Fields) -> Members:
-    """{bucket, space, hashes, lease_s?} → {matched, lease, expires_s, chunks}: the longest prefix that is present.
+    """{bucket, space, hashes, lease_s?} → {matched, lease, expires_s, tiers, ranks, nbytes}: the longest prefix.
 
-    A lease longer than `store.max_lease` is granted for that long.
+    A lease longer than `store.max_lease` is granted for that long. Columns instead of a map for each chunk: with
+    hundreds of thousands of hashes a second, the maps would cost more than the search.
     """
     bucket = fields.text("bucket")
     space = fields.hex_digest("space")
-    hashes = fields.hashes("hashes", context.config.max_hashes)
+    hashes = fields.hash_run("hashes", context.config.max_hashes)
     lease_s = fields.seconds("lease_s", DEFAULT_LEASE_S)
     found = context.store.match(context.tenant.name, bucket, space, hashes, lease_s)
     return {
-        "matched": len(found.places),
+        "matched": len(found.nbytes),
         "lease": found.lease or None,
         "expires_s": found.expires_s,
-        "chunks": [{"tier": place.tier, "nbytes": place.nbytes} for place in found.places],
+        "tiers": found.tiers,
+        "ranks": found.ranks,
+        "nbytes": found.nbytes,
     }
 
 

@@ -9,6 +9,8 @@ import asyncio
 from array import array
 from collections.abc import AsyncIterator, Sequence
 
+from awscrt import checksums
+
 from kvgate.errors import CorruptCopy, NotInTier
 from kvgate.memory.digest import block_span
 from kvgate.memory.lease import Lease
@@ -31,6 +33,13 @@ class LeasedBody:
     async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
         """See ResponseBody."""
         yield self._lease.slices(self._start, self._stop)
+
+    async def verify(self) -> None:
+        """Wait until every byte has been verified. Raises CorruptCopy, NotInTier or another TierError."""
+
+    async def digest(self, views: Sequence[memoryview], crc64nvme: int) -> int:
+        """The crc64nvme of what it was taken of so far and then of `views`, which lie in the present batch."""
+        return await _digest(self._placement, self._lease, views, crc64nvme)
 
     def close(self) -> None:
         """See ResponseBody."""
@@ -59,6 +68,10 @@ class ArrivingBody(LeasedBody):
             upto = min(self._arrival.nbytes, self._stop)
             yield self._lease.slices(done, upto)
             done = upto
+
+    async def verify(self) -> None:
+        """See LeasedBody."""
+        await self._arrival.reach(self._stop)
 
 
 class TierBody:
@@ -103,6 +116,15 @@ class TierBody:
             start, stop = max(begin, self._start), min(end, self._stop)
             yield self._window(begin).slices(start - begin, stop - begin)
 
+    async def verify(self) -> None:
+        """See LeasedBody: everything is read once, and again to be sent."""
+        async for _ in self.batches():
+            pass
+
+    async def digest(self, views: Sequence[memoryview], crc64nvme: int) -> int:
+        """See LeasedBody."""
+        return await _digest(self._placement, self._windows, views, crc64nvme)
+
     def close(self) -> None:
         """See ResponseBody."""
         if self._entry is not None:
@@ -133,3 +155,17 @@ class TierBody:
 
     def _window(self, begin: int) -> Lease:
         return self._windows[(begin - self._first) // self._windows[0].nbytes % len(self._windows)]
+
+
+async def _digest(
+    placement: Placement, leases: Lease | Sequence[Lease], views: Sequence[memoryview], crc64nvme: int
+) -> int:
+    values = [crc64nvme]
+
+    def update() -> None:
+        for view in views:
+            values[0] = checksums.crc64nvme(view, values[0])
+
+    held = leases if isinstance(leases, Lease) else tuple(leases)
+    await placement.copies.memory.run(held, sum(map(len, views)), update)
+    return values[0]

@@ -23,6 +23,10 @@ class StoreConfig:
     window: Size = option(
         default=Size(8 * MiB), help="bytes of memory that one request streams an object through that is not in memory"
     )
+    read_ahead: int = option(
+        default=2,
+        help="chunks of one `read` call that are loaded and not sent yet; more hide a slow tier, and take its memory",
+    )
     movers: int = option(default=2, help="objects written from memory to lower tiers at the same time")
     memory_wait: Seconds = option(
         default=Seconds(2.0),
@@ -44,6 +48,13 @@ class StoreConfig:
     )
     max_lease: Seconds = option(default=Seconds(300.0), help="the longest lease that a client can get")
     max_leases: int = option(default=100_000, help="how many leases can be open at the same time")
+    max_reservations: int = option(
+        default=1024, help="how many chunks one tenant can have reserved for writing in slices at the same time"
+    )
+    reserved_share: float = option(
+        default=0.5,
+        help="the share of memory that reserved chunks may take; one tenant gets at most as much of it as is left free",
+    )
     prefetch: PrefetchConfig = option(
         default=PrefetchConfig(), help="what is learnt from clients of other KV systems, and fetched for them ahead"
     )
@@ -51,10 +62,15 @@ class StoreConfig:
     def __post_init__(self) -> None:
         if self.window < MiB:
             raise ConfigError(f"window: expected at least 1MiB, got {self.window} bytes")
+        if not 1 <= self.read_ahead <= 64:
+            raise ConfigError(f"read_ahead: expected 1 to 64, got {self.read_ahead}")
         if not 1 <= self.movers <= 64:
             raise ConfigError(f"movers: expected 1 to 64, got {self.movers}")
         for key in ("lifecycle_day", "lifecycle_interval"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key}: expected more than 0 seconds")
-        if self.max_leases < 1:
-            raise ConfigError(f"max_leases: expected at least 1, got {self.max_leases}")
+        for key in ("max_leases", "max_reservations"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"{key}: expected at least 1, got {getattr(self, key)}")
+        if not 0 <= self.reserved_share <= 1:
+            raise ConfigError(f"reserved_share: expected 0 to 1, got {self.reserved_share:g}")

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from kvgate.errors import CorruptCopy, TierError
+from kvgate.errors import CorruptCopy, KVGateError, TierError
 from kvgate.metrics import Metrics
 from kvgate.store.eviction.base import EvictionPolicy
 from kvgate.store.index import Entry, Index
@@ -71,6 +71,7 @@ class Copies:
         task = self._tasks.create_task(_caught(work))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        task.add_done_callback(lambda _: work.close())  # for one that is cancelled before its first step
         return task
 
     async def wait_for_background(self) -> None:
@@ -88,6 +89,11 @@ class Copies:
         for rank, copy in enumerate(entry.copies):
             if copy is not None:
                 self.residents[rank].touch(entry)
+
+    def touch_all(self, tenant: str, entries: Sequence[Entry]) -> None:
+        """`touch` of many entries of one tenant, in order."""
+        for rank, residents in enumerate(self.residents):
+            residents.touch_all(tenant, [entry for entry in entries if entry.copies[rank] is not None])
 
     def drop_copy(self, entry: Entry, rank: int) -> list[asyncio.Task[Exception | None]]:
         """Forget the copy in one tier; the tasks that delete it. Memory needs none."""
@@ -113,6 +119,18 @@ class Copies:
     def lease(self, entry: Entry) -> None:
         """Keep an entry's copies until `unlease`."""
         entry.leases += 1
+
+    def lease_all(self, entries: Sequence[Entry]) -> None:
+        """`lease` of each."""
+        for entry in entries:
+            entry.leases += 1
+
+    def unlease_all(self, entries: Sequence[Entry]) -> None:
+        """`unlease` of each."""
+        for entry in entries:
+            entry.leases -= 1
+            if not entry.current:
+                self._let_go(entry)
 
     def unlease(self, entry: Entry) -> None:
         """End one lease on an entry; the last one on a replaced entry lets its copies go."""
@@ -184,7 +202,7 @@ class Copies:
 async def _caught(work: Coroutine[Any, Any, T]) -> T | Exception:
     try:
         return await work
-    except TierError as error:
+    except KVGateError as error:  # for whoever waits for the task to judge
         return error
     except Exception as error:
         logger.exception("work in the background failed")

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
 
-from kvgate.chunk.key import RESERVED_PREFIX
+from kvgate.chunk.chain import HASH_NBYTES
+from kvgate.chunk.key import KV_PREFIX, RESERVED_PREFIX
 from kvgate.errors import NoSuchBucket
 from kvgate.tiers.base import Copy, Record
 
@@ -153,6 +154,22 @@ class Index:
         """The visible object of a key. Raises NoSuchBucket."""
         entry: Entry | None = self.objects(tenant, bucket).get(key)
         return entry
+
+    def leading_chunks(self, tenant: str, bucket: str, space: str, hashes: bytes) -> list[Entry]:
+        """The entries of chunks from the first one on, up to the first that is not there. Raises NoSuchBucket.
+
+        hashes: 32 bytes each, one after the other
+        """
+        find = self.objects(tenant, bucket).get
+        prefix, digits, step = f"{KV_PREFIX}{space}/", hashes.hex(), 2 * HASH_NBYTES
+        entries: list[Entry] = []
+        append = entries.append
+        for start in range(0, len(digits), step):  # a quarter of a microsecond each: hundreds of thousands in one call
+            entry = find(prefix + digits[start : start + step])
+            if entry is None:
+                break
+            append(entry)
+        return entries
 
     def put(self, entry: Entry) -> Entry | None:
         """Make an entry visible; the one that it replaces. Raises NoSuchBucket."""

@@ -25,15 +25,15 @@ class _Held:
 class LeaseTable:
     """Open leases by a name that cannot be guessed. Synchronous and pure.
 
-    keep, let_go: called for each entry when a lease begins and ends
+    keep, let_go: called with the entries of a lease when it begins and ends
     """
 
     def __init__(
         self,
         limit: int,
         clock: Callable[[], float],
-        keep: Callable[[Entry], None],
-        let_go: Callable[[Entry], None],
+        keep: Callable[[Sequence[Entry]], None],
+        let_go: Callable[[Sequence[Entry]], None],
     ) -> None:
         self._limit = limit
         self._clock = clock
@@ -48,8 +48,7 @@ class LeaseTable:
         if len(self._held) >= self._limit:
             raise Overloaded(f"{self._limit} leases are open; release some, or ask for shorter ones")
         name = secrets.token_hex(16)
-        for entry in entries:
-            self._keep(entry)
+        self._keep(entries)
         self._held[name] = _Held(tenant, tuple(entries))
         heapq.heappush(self._deadlines, (self._clock() + lease_s, name))
         return name
@@ -74,8 +73,7 @@ class LeaseTable:
         return len(self._held) if tenant is None else sum(held.tenant == tenant for held in self._held.values())
 
     def _drop(self, name: str) -> None:
-        for entry in self._held.pop(name).entries:
-            self._let_go(entry)
+        self._let_go(self._held.pop(name).entries)
         if len(self._deadlines) > 2 * len(self._held) + 64:
             self._deadlines = [item for item in self._deadlines if item[1] in self._held]
             heapq.heapify(self._deadlines)

@@ -7,7 +7,6 @@ from types import TracebackType
 
 from kvgate.errors import ArenaFull, CorruptCopy, NoSuchKey, NotInTier, TierError
 from kvgate.memory.digest import BLOCK_NBYTES, block_span
-from kvgate.messages import ResponseBody
 from kvgate.metrics import Metrics
 from kvgate.store.bodies import ArrivingBody, LeasedBody, TierBody
 from kvgate.store.config import StoreConfig
@@ -37,7 +36,7 @@ class Read:
         self.record: Record = entry.record
         placement.copies.lease(entry)
 
-    async def load(self, start: int, stop: int) -> ResponseBody:
+    async def load(self, start: int, stop: int) -> LeasedBody | TierBody:
         """The bytes [start, stop), the first of them verified. Raises NoSuchKey when no good copy is left, TierError,
         Overloaded.
 
@@ -65,7 +64,7 @@ class Read:
             raise next(iter(failed.values()))
         raise NoSuchKey("there is no good copy of this object any more")
 
-    async def _load_from(self, entry: Entry, rank: int, start: int, stop: int) -> ResponseBody | None:
+    async def _load_from(self, entry: Entry, rank: int, start: int, stop: int) -> LeasedBody | TierBody | None:
         """A body from one tier; None when the copies have changed, so that the caller should look again."""
         copy: Copy = entry.copies[rank]
         if rank == MEMORY:

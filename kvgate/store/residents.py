@@ -9,7 +9,7 @@ Entries that have not been used since the gateway started are cold, and go befor
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from kvgate.store.cold import Cold
 from kvgate.store.eviction.base import EvictionPolicy
@@ -48,6 +48,13 @@ class Residents:
             order.touch(entry)
         else:
             order.insert(entry, entry.record.nbytes)
+
+    def touch_all(self, tenant: str, entries: Sequence[Entry]) -> None:
+        """`touch` of many entries of one tenant, in order."""
+        if entries:
+            order = self._orders[tenant]
+            for entry in order.touch_all(entries):
+                order.insert(entry, entry.record.nbytes)
 
     def remove(self, entry: Entry) -> None:
         """Take out an entry that has lost its copy in the tier."""

@@ -4,7 +4,8 @@ Lookup, quota, eviction and placement are decided synchronously on the event loo
 holds up another request. A name means something only together with its tenant: nothing here can be reached from one
 tenant's credential that belongs to another's.
 
-`Store.buckets` holds the buckets, `Store.multipart` what is uploaded in parts.
+`Store.buckets` holds the buckets, `Store.multipart` what is uploaded in parts, and `Store.chunk_writes` the chunks that
+come in slices.
 """
 
 from __future__ import annotations
@@ -20,15 +21,19 @@ from pathlib import Path
 
 from kvgate import plugins
 from kvgate.auth.tenants import Tenant
+from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.chunk.layout import DATA_START, Layout, Strided
 from kvgate.chunk.space import Space
-from kvgate.errors import InvalidManifest, NoSuchKey, UnknownSpace
+from kvgate.errors import InvalidManifest, NoSuchBucket, NoSuchKey, UnknownSpace
 from kvgate.memory import heap
 from kvgate.memory.segment import huge_pages
 from kvgate.messages import views
 from kvgate.metrics import Metrics
+from kvgate.store.batch_read import BatchRead
 from kvgate.store.buckets import Buckets
 from kvgate.store.catalog import Catalog
+from kvgate.store.chunk_writes import ChunkWrites
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import MEMORY, Copies
 from kvgate.store.expiry import Expiry
@@ -42,7 +47,7 @@ from kvgate.store.quota import Quota
 from kvgate.store.read import Read
 from kvgate.store.spaces import Spaces, parse_any_key
 from kvgate.store.survivors import Survivors
-from kvgate.store.values import Match, Place, TenantStats, TierUsage
+from kvgate.store.values import Match, TenantStats, TierUsage
 from kvgate.store.write import Precondition, Write
 from kvgate.tiers.base import Record, Tier
 from kvgate.tiers.host import HostTier
@@ -74,7 +79,7 @@ class Store:
         copies = Copies(memory, lower, self._index, self._quota, policy, metrics)
         self._placement = Placement(copies, metrics)
         self._foreign = ForeignClients(self._placement, self._index, config.prefetch, metrics)
-        self._leases = LeaseTable(config.max_leases, clock, copies.lease, copies.unlease)
+        self._leases = LeaseTable(config.max_leases, clock, copies.lease_all, copies.unlease_all)
         self._matched: dict[str, tuple[int, int]] = {}
         self.multipart = Multipart(
             placement=self._placement,
@@ -85,6 +90,15 @@ class Store:
             open_write=self._open_write,
             take_quota=self._take_quota,
             find_space=self._space,
+        )
+        self.chunk_writes = ChunkWrites(
+            index=self._index,
+            copies=copies,
+            metrics=metrics,
+            config=config,
+            clock=clock,
+            find_space=self._space,
+            open_write=self._open_slot,
         )
         self._expiry = Expiry(
             index=self._index,
@@ -211,32 +225,68 @@ class Store:
 
     # --- chunks -------------------------------------------------------------------------------------------------------
 
-    def match(self, tenant: str, bucket: str, space: str, hashes: Sequence[bytes], lease_s: float) -> Match:
+    def match(self, tenant: str, bucket: str, space: str, hashes: bytes, lease_s: float) -> Match:
         """The longest prefix of `hashes` that is present, leased. Raises NoSuchBucket, Overloaded.
 
-        space: 64 hex digits; one that is not known matches nothing
+        space:   64 hex digits; one that is not known matches nothing
+        hashes:  32 bytes each, one after the other
         lease_s: bounded by `store.max_lease`
         """
         self._index.bucket(tenant, bucket)
-        objects = self._index.objects(tenant, bucket)
-        prefix = f"kv/{space}/"
-        entries: list[Entry] = []
-        for chunk_hash in hashes:
-            entry = objects.get(prefix + chunk_hash.hex())
-            if entry is None:
-                break
-            entries.append(entry)
-        asked, found = self._matched.get(tenant, (0, 0))
-        self._matched[tenant] = (asked + len(hashes), found + len(entries))
-        self._metrics.match_chunks.labels("hit").inc(len(entries))
-        self._metrics.match_chunks.labels("miss").inc(len(hashes) - len(entries))
+        entries = self._index.leading_chunks(tenant, bucket, space, hashes)
+        asked, found = len(hashes) // HASH_NBYTES, len(entries)
+        asked_before, found_before = self._matched.get(tenant, (0, 0))
+        self._matched[tenant] = (asked_before + asked, found_before + found)
+        self._metrics.match_chunks.labels("hit").inc(found)
+        self._metrics.match_chunks.labels("miss").inc(asked - found)
+        copies = self._placement.copies
+        tiers = tuple(tier.name for tier in copies.tiers)
         if not entries:
-            return Match([], "", 0.0)
+            return Match(tiers, [], [], "", 0.0)
         lease_s = min(lease_s, self._config.max_lease)
         lease = self._leases.grant(tenant, entries, lease_s)
-        for entry in entries:
-            self._placement.copies.touch(entry)
-        return Match([self._place(entry) for entry in entries], lease, lease_s)
+        copies.touch_all(tenant, entries)
+        ranks = [MEMORY if entry.copies[MEMORY] is not None else _fastest(entry) for entry in entries]
+        return Match(tiers, ranks, [entry.record.nbytes for entry in entries], lease, lease_s)
+
+    async def space(self, tenant: str, bucket: str, space: str) -> Space:
+        """The space of a manifest that is stored in the bucket. Raises NoSuchBucket, UnknownSpace, TierError."""
+        return await self._space(tenant, bucket, space)
+
+    async def read_chunks(
+        self,
+        tenant: str,
+        bucket: str,
+        space: str,
+        hashes: Sequence[bytes],
+        select: Callable[[Layout], Strided] | None,
+        deadline_s: float | None,
+    ) -> BatchRead:
+        """Many chunks, or the slice of each that `select` picks; those of an unknown bucket or space are missing.
+
+        Raises what `select` raises, and TierError when the manifest cannot be read.
+        """
+        runs, known = None, True
+        if select is not None:
+            try:
+                runs = select((await self._space(tenant, bucket, space)).layout)
+            except (NoSuchBucket, UnknownSpace):
+                known = False
+
+        def open_read(key: str) -> Read:
+            if not known:
+                raise NoSuchKey("there is no such space")
+            return self.open_read(tenant, bucket, key)
+
+        return BatchRead(
+            [str(ChunkKey(space, chunk_hash.hex())) for chunk_hash in hashes],
+            runs,
+            open_read=open_read,
+            spawn=self._placement.copies.spawn,
+            metrics=self._metrics,
+            ahead=self._config.read_ahead,
+            deadline_s=deadline_s,
+        )
 
     def release(self, tenant: str, lease: str) -> None:
         """End a lease before its deadline. Raises NoSuchLease, also when it is another tenant's."""
@@ -278,6 +328,7 @@ class Store:
         metrics.huge_pages.set(huge_pages())
         metrics.demotion_queue.set(placement.backlog.count)
         metrics.leases.set(self._leases.count())
+        self.chunk_writes.collect()
         self._foreign.collect()
 
     async def load(self, tenants: Iterable[Tenant]) -> None:
@@ -308,6 +359,7 @@ class Store:
     async def stop(self) -> None:
         """Write what is only in memory to the lower tiers, end the background work and close the tiers."""
         self._foreign.stop()
+        self.chunk_writes.stop()
         await self._placement.backlog.clear()
         for worker in self._workers:
             worker.cancel()
@@ -320,6 +372,7 @@ class Store:
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
             self._leases.expire()
+            self.chunk_writes.expire()
             self.multipart.expire()
             self._foreign.expire()
 
@@ -334,6 +387,7 @@ class Store:
         *,
         pinned: bool = False,
         owner: str | None = None,
+        whole: bool = False,
     ) -> Write:
         """An upload to a key that names `kind`; `take_quota` counts its bytes. Raises what `open_write` names."""
         space = await self._space(tenant.name, bucket, kind.space) if isinstance(kind, ChunkKey) else None
@@ -354,8 +408,14 @@ class Store:
             pinned=pinned,
             owner=owner,
         )
-        await write.open()
+        await write.open(whole=whole)
         return write
+
+    async def _open_slot(self, tenant: Tenant, bucket: str, key: ChunkKey, space: Space) -> Write:
+        """An upload of a chunk whose slot can be filled in any order."""
+        take_quota = partial(self._take_quota, tenant, evict=True)
+        nbytes = DATA_START + space.layout.nbytes
+        return await self._open_write(tenant, bucket, str(key), key, nbytes, take_quota, whole=True)
 
     def _remove(self, entry: Entry) -> None:
         """Make an entry invisible."""
@@ -367,10 +427,6 @@ class Store:
         if entry is None:
             raise NoSuchKey("there is no such object")
         return entry
-
-    def _place(self, entry: Entry) -> Place:
-        rank = next(rank for rank, copy in enumerate(entry.copies) if copy is not None)
-        return Place(self._placement.copies.tiers[rank].name, entry.record.nbytes)
 
     async def _space(self, tenant: str, bucket: str, space: str) -> Space:
         """The space of a manifest that is stored in the bucket. Raises UnknownSpace."""
@@ -432,3 +488,7 @@ async def open_store(
 
 def _is_idle_chunk(entry: Entry) -> bool:
     return entry.leases == 0 and not entry.pinned and entry.record.key.startswith("kv/")
+
+
+def _fastest(entry: Entry) -> int:
+    return next(rank for rank, copy in enumerate(entry.copies) if copy is not None)

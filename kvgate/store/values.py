@@ -6,21 +6,17 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a chunk was found: the fastest tier that holds it, and its body's bytes."""
-
-    tier: str
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Match:
     """The chunks present from the first one on, without a gap, leased for `expires_s` seconds.
 
-    lease: the name to release it by; empty when nothing was found
+    ranks:  for each chunk that of the fastest tier which holds it, an index into `tiers`
+    nbytes: for each chunk the length of its body
+    lease:  the name to release it by; empty when nothing was found
     """
 
-    places: list[Place]
+    tiers: tuple[str, ...]
+    ranks: list[int]
+    nbytes: list[int]
     lease: str
     expires_s: float
 

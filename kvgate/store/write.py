@@ -98,20 +98,40 @@ class Write:
         """The digest of the bytes that have been received."""
         return self._digest.value
 
-    async def open(self) -> None:
-        """Take quota and memory, or a window and a file. Raises what `Store.open_write` names."""
+    async def open(self, *, whole: bool = False) -> None:
+        """Take quota and memory, or a window and a file. Raises what `Store.open_write` names.
+
+        whole: in memory or not at all, so that there is a `slot`
+        """
         self._take(self._declared_nbytes or 0)
         nbytes = _FIRST_NBYTES if self._declared_nbytes is None else self._declared_nbytes
         try:
             try:
                 self._lease = self._placement.room.reserve(self._owner or self._tenant.name, nbytes)
             except ArenaFull as error:
-                if self._owner is not None:
+                if whole or self._owner is not None:
                     raise StoreFull(f"memory has no room to be filled from outside: {error}") from error
                 await self._stream_from_here()
         except BaseException:
             await self.abort()
             raise
+
+    @property
+    def slot(self) -> Lease:
+        """Where the whole body goes, in any order; then `seal`. For one that was opened `whole`."""
+        return self._open_lease()
+
+    async def seal(self) -> None:
+        """Take the slot for filled, and digest it."""
+        lease, digest = self._open_lease(), BlockDigest()
+
+        def update() -> None:
+            for view in lease.views:
+                digest.update(view)
+
+        await self._placement.copies.memory.run(lease, lease.nbytes, update)
+        self._digest, self._filled, self._counted = digest, lease.nbytes, lease.nbytes
+        self._prefix = bytearray(b"".join(lease.slices(0, min(KEPT_PREFIX_NBYTES, lease.nbytes))))
 
     async def views(self) -> list[memoryview]:
         """Where the next bytes of the body go, in order; at least one byte.

@@ -6,6 +6,7 @@ import os
 import socket
 from typing import Any
 
+import msgpack
 import pytest
 
 from kvgate.client.aio import AsyncClient
@@ -119,7 +120,7 @@ async def test_stale_connection_is_replaced_for_a_repeatable_call(serve, aclient
 
 
 async def test_stale_connection_is_replaced_for_a_match(serve, aclient_of) -> None:
-    answer = b"\x84\xa7matched\x00\xa5lease\xc0\xa9expires_s\xcb" + bytes(8) + b"\xa6chunks\x90"
+    answer = msgpack.packb({"matched": 0, "lease": None, "expires_s": 0, "tiers": [], "ranks": [], "nbytes": []})
 
     def once(peer: Peer) -> None:
         if peer.request()[0]:
@@ -129,7 +130,7 @@ async def test_stale_connection_is_replaced_for_a_match(serve, aclient_of) -> No
     server = serve(once)
     client = aclient_of(server)
     for _ in range(2):
-        assert (await client.match("bucket", "00" * 32, [bytes(32)])).places == ()
+        assert (await client.match("bucket", "00" * 32, [bytes(32)])).matched == 0
     assert server.connections == 2
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from kvgate.client import answer
 from kvgate.client.answer import Answer
 from kvgate.client.download import Download
-from kvgate.client.values import Entry, Match, Place
+from kvgate.client.values import Entry, Match
 from kvgate.errors import GatewayError
 from kvgate.messages import Headers
 
@@ -44,13 +44,13 @@ def test_any_answer_is_a_value_or_a_gateway_error(read, body, status, content_ty
         read(Answer(status, Headers([("content-type", content_type)]), body))
 
 
-MATCH = {"matched": 1, "lease": "x", "expires_s": 30, "chunks": [{"tier": "host", "nbytes": 5}]}
+MATCH = {"matched": 1, "lease": "x", "expires_s": 30, "tiers": ["host", "disk"], "ranks": [1], "nbytes": [5]}
 
 
 def test_match_is_read() -> None:
-    assert answer.read_match(packed(MATCH)) == Match((Place("host", 5),), "x", 30.0)
-    empty = {"matched": 0, "lease": None, "expires_s": 0.0, "chunks": []}
-    assert answer.read_match(packed(empty)) == Match((), "", 0.0)
+    assert answer.read_match(packed(MATCH)) == Match(("host", "disk"), (1,), (5,), "x", 30.0)
+    empty = {"matched": 0, "lease": None, "expires_s": 0.0, "tiers": [], "ranks": [], "nbytes": []}
+    assert answer.read_match(packed(empty)) == Match((), (), (), "", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -63,11 +63,15 @@ def test_match_is_read() -> None:
         {"expires_s": True},
         {"expires_s": float("nan")},
         {"expires_s": float("inf")},
-        {"chunks": {}},
-        {"chunks": [1]},
-        {"chunks": [{}]},
-        {"chunks": [{"tier": "host", "nbytes": "5"}]},
-        {"chunks": [{"tier": "host", "nbytes": -5}]},
+        {"ranks": {}},
+        {"ranks": ["0"]},
+        {"ranks": [0, 0]},
+        {"ranks": [2]},
+        {"ranks": [-1]},
+        {"tiers": [1, 2]},
+        {"nbytes": []},
+        {"nbytes": ["5"]},
+        {"nbytes": [-5]},
     ],
 )
 def test_match_of_another_shape_is_refused(change) -> None:

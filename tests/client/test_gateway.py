@@ -8,11 +8,17 @@ import secrets
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
+from kvgate.chunk.frame import Status
+from kvgate.chunk.header import ChunkHeader
 from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.chunk.layout import DATA_START
+from kvgate.chunk.safetensors import decode_header
 from kvgate.client.aio import AsyncClient
 from kvgate.client.sync import Client
+from kvgate.client.values import Slice
 from kvgate.errors import GatewayError, GatewayUnavailable
 from tests.client.chunks import SPACE, chunks
 from tests.gateways import ALPHA, BETA, Credential
@@ -144,7 +150,7 @@ def test_chunks_are_matched_leased_loaded_and_released(connect, bucket) -> None:
     assert bucket in tenant.buckets
     prompt = chunks(tenant.salt, 6)
     hashes = [chunk_hash for chunk_hash, _ in prompt]
-    assert client.match(bucket, SPACE.id, hashes).places == ()
+    assert client.match(bucket, SPACE.id, hashes).matched == 0
     before = client.stats()
 
     client.put(bucket, str(ManifestKey(SPACE.id)), [SPACE.canonical_json()])
@@ -153,10 +159,10 @@ def test_chunks_are_matched_leased_loaded_and_released(connect, bucket) -> None:
         client.put(bucket, key, [memoryview(body)[:4096], memoryview(body)[4096:]])
         client.put(bucket, key, body)  # the same body again is no error
     match = client.match(bucket, SPACE.id, hashes, lease_s=20)
-    assert [(place.tier, place.nbytes) for place in match.places] == [("host", len(prompt[0][1]))] * 5
+    assert ([match.tiers[rank] for rank in match.ranks], match.nbytes) == (["host"] * 5, (len(prompt[0][1]),) * 5)
     assert match.expires_s == 20
     buffers = [memoryview(bytearray(len(body))) for _, body in prompt]
-    assert client.load_chunks(bucket, SPACE.id, hashes, buffers, 10) == 5
+    assert client.load_chunks(bucket, SPACE.id, hashes, buffers, 10).arrived == (*[True] * 5, False)
     assert [bytes(buffer) for buffer in buffers[:5]] == [body for _, body in prompt[:5]]
 
     stats = client.stats()
@@ -170,6 +176,73 @@ def test_chunks_are_matched_leased_loaded_and_released(connect, bucket) -> None:
     assert client.stats().leases == before.leases
     with pytest.raises(GatewayError):
         client.release(match.lease)
+
+
+@pytest.fixture
+def prompt(connect, bucket) -> tuple[Any, list[tuple[bytes, bytes]]]:
+    """A client, and chunks of a space that its bucket knows; none of them is stored."""
+    client = connect()
+    client.create_bucket(bucket)
+    client.put(bucket, str(ManifestKey(SPACE.id)), [SPACE.canonical_json()])
+    return client, chunks(client.tenant().salt, 4)
+
+
+def test_chunks_are_read_in_one_call(prompt, bucket) -> None:
+    client, stored = prompt
+    for chunk_hash, body in stored[:3]:
+        client.put(bucket, str(ChunkKey(SPACE.id, chunk_hash.hex())), body)
+    hashes, bodies = [chunk_hash for chunk_hash, _ in stored], [body for _, body in stored]
+    got = client.read_chunks(bucket, SPACE.id, [hashes[3], *hashes[:3]])
+    assert [chunk.status for chunk in got] == [Status.MISSING, *[Status.PRESENT] * 3]
+    assert [chunk.body for chunk in got] == [None, *bodies[:3]]
+    into = [memoryview(bytearray(len(body))) for body in bodies]
+    got = client.read_chunks(bucket, SPACE.id, hashes, into=into)
+    assert [(chunk.nbytes, chunk.body) for chunk in got] == [(len(bodies[0]), None)] * 3 + [(0, None)]
+    assert [bytes(view) for view in into[:3]] == bodies[:3]
+    assert client.read_chunks(bucket, SPACE.id, []) == []
+    assert [chunk.status for chunk in client.read_chunks("elsewhere", SPACE.id, hashes)] == [Status.MISSING] * 4
+    with pytest.raises(GatewayError) as raised:
+        client.read_chunks(bucket, SPACE.id, hashes, layers=range(5))
+    assert (raised.value.status, raised.value.code) == (400, "InvalidArgument")
+    with pytest.raises(GatewayError) as raised:
+        client.read_chunks(bucket, SPACE.id, hashes[:1], into=[memoryview(bytearray(5))])
+    assert raised.value.code == "BufferSizeMismatch"
+    assert client.stats().leases == 0
+
+
+def test_chunk_is_written_and_read_by_ranks(prompt, bucket) -> None:
+    client, stored = prompt
+    chunk_hash, body = stored[0]
+    parent = bytes.fromhex(ChunkHeader.from_metadata(decode_header(body, len(body)).metadata).parent)
+    kv = np.frombuffer(body[DATA_START:], np.uint16).reshape(SPACE.layout.shape)
+    ranks = [(range(first, first + 2), range(head, head + 4)) for first in (0, 2) for head in (0, 4)]
+
+    def part(layers: range, heads: range) -> bytes:
+        return kv[layers.start : layers.stop, :, heads.start : heads.stop].tobytes()
+
+    slices = [Slice(layers, heads, part(layers, heads)) for layers, heads in ranks]
+    place = bucket, SPACE.id, chunk_hash, parent, 0
+    assert client.write_slices(*place, slices[:3]).state == "open"
+    assert client.read_chunks(bucket, SPACE.id, [chunk_hash])[0].status == Status.MISSING
+    assert client.write_slices(*place, slices).state == "committed"
+    assert client.write_slices(*place, slices).state == "present"
+    assert client.get(bucket, str(ChunkKey(SPACE.id, chunk_hash.hex()))).body == body
+    for layers, heads in ranks:
+        (got,) = client.read_chunks(bucket, SPACE.id, [chunk_hash], layers=layers, heads=heads)
+        assert got.body == part(layers, heads)
+
+    other = client.reserve(bucket, SPACE.id, stored[1][0], chunk_hash, SPACE.chunk_tokens)
+    assert other.nbytes == SPACE.layout.nbytes
+    assert client.write_slice(other.name, None, range(8), [kv.tobytes()]).state == "committed"
+    unfinished = client.reserve(bucket, SPACE.id, stored[2][0], stored[1][0], 2 * SPACE.chunk_tokens)
+    client.abort_reservation(unfinished.name)
+    for call in (
+        lambda: client.abort_reservation(unfinished.name),
+        lambda: client.write_slice(unfinished.name, None, None, kv.tobytes()),
+    ):
+        with pytest.raises(GatewayError) as raised:
+            call()
+        assert (raised.value.status, raised.value.code) == (404, "NoSuchReservation")
 
 
 def test_gateway_that_restarts_is_found_again(start_gateway) -> None:

@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 from engine_adapters.transformers import KVGateCache
 from kvgate.client.sync import Client
+from kvgate.client.values import Loaded
 from tests.engine_adapters.tcp_proxy import Proxy, Silent, flip_late, slowly
 from tests.engine_adapters.tiny import CHUNK_TOKENS, greedy, prompt, tiny_model, tiny_tokenizer
 from tests.gateways import ALPHA, RunningGateway, free_port
@@ -178,10 +179,10 @@ class Swapping:
 
     def load_chunks(
         self, bucket: str, space: str, hashes: list[bytes], buffers: list[memoryview], deadline_s: float
-    ) -> int:
+    ) -> Loaded:
         for chunk_hash, buffer in zip(hashes, buffers, strict=True):
             self._client.get(bucket, self._instead[f"kv/{space}/{chunk_hash.hex()}"], into=buffer)
-        return len(hashes)
+        return Loaded((True,) * len(hashes))
 
 
 def test_a_defect_in_the_loading_costs_the_kv_and_not_the_request(

@@ -45,7 +45,7 @@ async def test_match_finds_the_longest_prefix_in_every_form_of_hashes(open_api) 
             status, answer = await opened.ask(MATCH, question(form, lease_s=5), packed=packed)
             assert status == 200
             assert answer["matched"] == 2
-            assert answer["chunks"] == [{"tier": "host", "nbytes": nbytes}] * 2
+            assert (answer["tiers"], answer["ranks"], answer["nbytes"]) == (["host"], [0, 0], [nbytes, nbytes])
             assert answer["expires_s"] == 5
             assert (await opened.ask(RELEASE, {"lease": answer["lease"]}, packed=packed)) == (200, {"released": True})
 
@@ -55,7 +55,10 @@ async def test_match_of_nothing_has_no_lease(open_api) -> None:
         hashes = await opened.put_chunks(1)
         for asked in (question([bytes(32).hex()]), question([]), question([hashes[0].hex()]) | {"space": "00" * 32}):
             status, answer = await opened.ask(MATCH, asked)
-            assert (status, answer) == (200, {"matched": 0, "lease": None, "expires_s": 0.0, "chunks": []})
+            assert (status, answer) == (
+                200,
+                {"matched": 0, "lease": None, "expires_s": 0.0, "tiers": ["host"], "ranks": [], "nbytes": []},
+            )
 
 
 async def test_lease_is_as_long_as_the_store_allows(open_api) -> None:
@@ -323,7 +326,7 @@ async def test_longest_match_is_answered_in_both_encodings(open_api) -> None:
         for packed in (False, True):
             form = [chunk_hash if packed else chunk_hash.hex() for chunk_hash in hashes * 65_536]
             status, answer = await opened.ask(MATCH, question(form), packed=packed)
-            assert (status, answer["matched"], len(answer["chunks"])) == (200, 65_536, 65_536)
+            assert (status, answer["matched"], len(answer["nbytes"])) == (200, 65_536, 65_536)
 
 
 # --- bodies and signatures --------------------------------------------------------------------------------------------

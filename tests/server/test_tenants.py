@@ -95,7 +95,7 @@ def test_anothers_bucket_answers_as_one_that_does_not_exist(
 def test_same_names_are_different_things(stored: RunningGateway) -> None:
     with client(stored, ALPHA) as alpha, client(stored, BETA) as beta:
         assert [entry.key for entry in beta.list(SHARED)] == []
-        assert beta.match(SHARED, SPACE.id, [NAME]).places == ()
+        assert beta.match(SHARED, SPACE.id, [NAME]).matched == 0
         with pytest.raises(GatewayError, match="NoSuchKey"):
             beta.get(SHARED, "secret")
         with pytest.raises(GatewayError, match="UnknownSpace"):  # alpha's manifest is not beta's
@@ -124,7 +124,7 @@ def test_anothers_lease_is_one_that_does_not_exist(stored: RunningGateway) -> No
 
     with client(stored, ALPHA) as alpha, client(stored, BETA) as beta:
         match = alpha.match(SHARED, SPACE.id, [NAME])
-        assert len(match.places) == 1
+        assert match.matched == 1
         assert refusal(beta, match.lease) == refusal(beta, "0" * 32)
         assert alpha.stats().leases >= 1
         assert beta.stats().leases == 0

@@ -379,7 +379,7 @@ async def test_the_bucket_of_uploads_is_never_seen(open_test_store: OpenStore, t
             with pytest.raises(NoSuchBucket):
                 store.buckets.get("few", UPLOADS)
             with pytest.raises(NoSuchBucket):
-                store.match("few", UPLOADS, "ab" * 32, [bytes(32)], 30.0)
+                store.match("few", UPLOADS, "ab" * 32, bytes(32), 30.0)
             with pytest.raises(NoSuchBucket):
                 await store.open_write(few, UPLOADS, "k", 1)
             await store.buckets.create(few, "second")
@@ -484,7 +484,7 @@ async def test_a_chunk_in_parts_is_held_to_the_rules_of_chunks(open_test_store: 
         different, listed = await send_all(opened, [body[:-1] + bytes([body[-1] ^ 1])], key)
         with pytest.raises(ImmutableConflict):
             await complete(opened, different, listed)
-        assert opened.store.match("alpha", "bucket", SPACE.id, [own, other], 1.0).places[0].nbytes == len(body)
+        assert opened.store.match("alpha", "bucket", SPACE.id, own + other, 1.0).nbytes[0] == len(body)
 
 
 async def test_parts_of_a_chunk_take_the_place_of_idle_chunks(open_test_store: OpenStore) -> None:

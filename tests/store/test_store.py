@@ -383,12 +383,12 @@ async def test_bucket_limits(open_test_store: OpenStore) -> None:
 
 async def test_match_finds_the_longest_prefix_and_leases_it(open_test_store: OpenStore) -> None:
     async with open_test_store() as opened:
-        hashes = [chunk_hash(number) for number in range(5)]
-        assert opened.store.match("alpha", "bucket", SPACE.id, hashes, 30.0).places == []
+        hashes = b"".join([chunk_hash(number) for number in range(5)])
+        assert opened.store.match("alpha", "bucket", SPACE.id, hashes, 30.0).nbytes == []
         await put_chunks(opened, 0, 1, 3)
         match = opened.store.match("alpha", "bucket", SPACE.id, hashes, 30.0)
-        assert [place.nbytes for place in match.places] == [len(chunk(0)[1])] * 2
-        assert opened.store.match("beta", "bucket", SPACE.id, hashes, 30.0).places == []
+        assert match.nbytes == [len(chunk(0)[1])] * 2
+        assert opened.store.match("beta", "bucket", SPACE.id, hashes, 30.0).nbytes == []
         entry = opened.store._index.get("alpha", "bucket", chunk(0)[0])
         assert entry.leases == 1
         with pytest.raises(NoSuchLease):
@@ -404,7 +404,7 @@ async def test_match_finds_the_longest_prefix_and_leases_it(open_test_store: Ope
 async def test_lease_ends_at_its_deadline(open_test_store: OpenStore) -> None:
     async with open_test_store() as opened:
         await put_chunks(opened, 0)
-        match = opened.store.match("alpha", "bucket", SPACE.id, [chunk_hash(0)], 0.05)
+        match = opened.store.match("alpha", "bucket", SPACE.id, chunk_hash(0), 0.05)
         entry = opened.store._index.get("alpha", "bucket", chunk(0)[0])
         assert (entry.leases, opened.store.stats(ALPHA).leases) == (1, 1)
         await asyncio.sleep(0.06)

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvgate.errors import KVGateError
-from kvgate.messages import Consume, Request, Response
+from kvgate.messages import Consume, Request, Response, http_chunks
 from kvgate.metrics import Metrics
 from kvgate.server.http1.body import Body
 from kvgate.server.http1.eager import run_eagerly
-from kvgate.server.http1.head import Head, may_begin_head, parse_head
+from kvgate.server.http1.head import Head, in_chunks, may_begin_head, parse_head
 from kvgate.server.http1.transfer import SMALL_NBYTES, Discard, Pace, Readable, Receive, Send, Transfer
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class Connection:
                 await self.send([memoryview(whole)[sent:]])
             return
         first: list[memoryview | bytes] = [head]
-        async for batch in content.batches():
+        async for batch in http_chunks(content) if in_chunks(response) else content.batches():
             await self.send([*first, *batch])
             first = []
             self.metrics.sent_bytes.inc(sum(map(len, batch)))

@@ -102,6 +102,11 @@ def _lower(name: str) -> str:
     return lower
 
 
+def in_chunks(response: Response) -> bool:
+    """Whether a response's body is sent in HTTP chunks, because its length is not known before its end."""
+    return not isinstance(response.body, bytes) and response.body.nbytes is None
+
+
 class HeadWriter:
     """Writes the heads of responses. The date is spelled once a second."""
 
@@ -124,6 +129,8 @@ class HeadWriter:
         if nbytes is None and response.status not in (204, 304):
             nbytes = len(response.body) if isinstance(response.body, bytes) else response.body.nbytes
         length = "" if nbytes is None else f"Content-Length: {nbytes}\r\n"
+        if in_chunks(response):
+            length = "Transfer-Encoding: chunked\r\n"
         fields = "".join(lines)
         if fields.count("\n") != len(lines) or fields.count("\r") != len(lines):
             raise ValueError("a response header has a line break in it")

@@ -6,7 +6,7 @@ leased or in flight) is the caller's business, who takes victims in the order gi
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Protocol, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -20,6 +20,9 @@ class EvictionPolicy(Protocol[K]):
 
     def touch(self, key: K) -> None:
         """Note a use. A key that is not there is ignored."""
+
+    def touch_all(self, keys: Iterable[K]) -> list[K]:
+        """Note a use of each key, in order; those that are not there, without adding them."""
 
     def remove(self, key: K) -> None:
         """Forget a key. A key that is not there is ignored."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -23,6 +23,16 @@ class LRU(Generic[K]):
         """See EvictionPolicy."""
         if key in self._order:
             self._order.move_to_end(key)
+
+    def touch_all(self, keys: Iterable[K]) -> list[K]:
+        """See EvictionPolicy."""
+        move, unknown = self._order.move_to_end, []
+        for key in keys:
+            try:
+                move(key)
+            except KeyError:
+                unknown.append(key)
+        return unknown
 
     def remove(self, key: K) -> None:
         """See EvictionPolicy."""

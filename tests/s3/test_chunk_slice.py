@@ -1,0 +1,87 @@
+"""GET of layers and heads of a chunk, at a real gateway."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+
+import numpy as np
+import pytest
+from awscrt.checksums import crc64nvme
+
+from kvgate.auth.sigv4 import Credential
+from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.chunk.layout import DATA_START
+from kvgate.client.sync import Client
+from tests.client.chunks import SPACE, chunks
+from tests.gateways import ALPHA, BETA, RunningGateway
+from tests.wire import send
+
+BUCKET = "alpha-bucket"
+
+
+@pytest.fixture
+def chunk(gateway: RunningGateway) -> tuple[str, bytes]:
+    """The path of a stored chunk, and its body."""
+    with Client(gateway.url, ALPHA.access_key, ALPHA.secret_key) as client:
+        ((chunk_hash, body),) = chunks(client.tenant().salt, 1, seed=77)
+        key = str(ChunkKey(SPACE.id, chunk_hash.hex()))
+        client.put(BUCKET, str(ManifestKey(SPACE.id)), SPACE.canonical_json())
+        client.put(BUCKET, key, body)
+    return f"/{BUCKET}/{key}", body
+
+
+@pytest.mark.parametrize(
+    ("query", "layers", "heads"),
+    [
+        ("layers=1-2", slice(1, 3), slice(None)),
+        ("heads=4-7", slice(None), slice(4, 8)),
+        ("heads=3&layers=0", slice(0, 1), slice(3, 4)),
+        ("layers=0-3", slice(None), slice(None)),
+    ],
+)
+def test_slice_is_what_numpy_says(gateway, chunk, query, layers, heads) -> None:
+    path, body = chunk
+    status, headers, got = send(gateway, "GET", path, {"x-amz-checksum-mode": "ENABLED"}, query=query)
+    expected = np.frombuffer(body[DATA_START:], np.uint16).reshape(SPACE.layout.shape)[layers, :, heads].tobytes()
+    assert (status, got) == (200, expected)
+    assert headers["content-length"] == str(len(expected))
+    assert headers["x-amz-checksum-crc64nvme"] == b64encode(crc64nvme(expected).to_bytes(8, "big")).decode()
+    assert headers["etag"] == send(gateway, "HEAD", path)[1]["etag"]
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "headers", "status", "code"),
+    [
+        ("GET", "layers=4", {}, 400, "InvalidArgument"),
+        ("GET", "heads=x", {}, 400, "InvalidArgument"),
+        ("GET", "layers=0", {"range": "bytes=0-9"}, 400, "InvalidRequest"),
+        ("GET", "layers=0&partNumber=1", {}, 501, "NotImplemented"),
+        ("PUT", "layers=0", {}, 405, "MethodNotAllowed"),
+        ("GET", "layers=0", {"if-match": '"x"'}, 412, "PreconditionFailed"),
+    ],
+)
+def test_what_is_no_slice_is_refused(gateway, chunk, method, query, headers, status, code) -> None:
+    got, _, body = send(gateway, method, chunk[0], headers, query=query)
+    assert got == status
+    assert f"<Code>{code}</Code>".encode() in body
+
+
+def test_other_objects_have_no_slices(gateway, chunk) -> None:
+    with Client(gateway.url, ALPHA.access_key, ALPHA.secret_key) as client:
+        client.put(BUCKET, "opaque", b"x")
+    status, _, body = send(gateway, "GET", f"/{BUCKET}/opaque", query="layers=0")
+    assert (status, b"this object is none" in body) == (400, True)
+    status, _, body = send(gateway, "GET", chunk[0][:-64] + "0" * 64, query="layers=0")
+    assert (status, b"NoSuchKey" in body) == (404, True)
+
+
+def test_unchanged_chunk_is_not_sent(gateway, chunk) -> None:
+    etag = send(gateway, "HEAD", chunk[0])[1]["etag"]
+    status, headers, body = send(gateway, "GET", chunk[0], {"if-none-match": etag}, query="layers=0")
+    assert (status, headers["etag"], body) == (304, etag, b"")
+
+
+def test_slices_of_another_tenant_are_denied(gateway, chunk) -> None:
+    credential = Credential(BETA.access_key, BETA.secret_key)
+    path = chunk[0].replace(f"/{BUCKET}", f"/alpha_{BUCKET}", 1)
+    assert send(gateway, "GET", path, query="layers=0", credential=credential)[0] == 403
