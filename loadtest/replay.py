@@ -122,7 +122,7 @@ class Player:
         if found:
             size = self._chunk_nbytes
             views = [room[at * size : (at + 1) * size] for at in range(found)]
-            loaded = self._client.load_chunks(self._bucket, self._space.id, names[:found], views)
+            loaded = self._client.load_chunks(self._bucket, self._space.id, names[:found], views).leading
             if loaded < found:
                 errors["not loaded"] += found - loaded
             with counted(errors):
@@ -150,7 +150,7 @@ class Player:
         """How many leading chunks are there, and the lease that keeps them."""
         with counted(errors):
             match = self._client.match(self._bucket, self._space.id, names, lease_s=LEASE_S)
-            return len(match.places), match.lease
+            return match.matched, match.lease
         return 0, ""
 
     def _write(self, block: int, name: bytes, errors: Counter[str]) -> bool:

@@ -48,7 +48,7 @@ def measure(bed: Bed, wanted: Callable[[str], bool]) -> None:
             began = now = time.perf_counter()
             took_us: list[float] = []
             while now < began + bed.seconds:
-                arrived = client.load_chunks(BUCKET, space.id, hashes, buffers)
+                arrived = client.load_chunks(BUCKET, space.id, hashes, buffers).leading
                 if arrived != CHUNKS:
                     raise RuntimeError(f"{arrived} of {CHUNKS} chunks arrived")
                 last, now = now, time.perf_counter()
