@@ -6,7 +6,8 @@ round of a row each server has its turn; speeds and latencies are medians over t
 of each round's own, and CPU is over all rounds. What is not here is skipped, and the report says why.
 
   rows      GET and PUT of 256 KiB to 32 MiB on 1 and 8 connections, and HEAD, against bare TCP; match; a batch of
-            64 chunks; shared memory against memcpy; objects on disk alone against preadv of their files
+            64 chunks; shared memory against memcpy; objects on disk alone against preadv of their files; the two HTTP
+            fronts of the gateway
   server    CPU of the server and all its processes, resident memory after the row
   client    CPU of the client, the same program for each server; what it can do is what the raw rows show
   goal      what kvgate should reach in the row, and whether it did
@@ -34,11 +35,11 @@ import report
 from bed import PEERS, Bed, say, scratch
 from congestion import reno
 from driver import Driver
-from rows import batch, cold_disk, head, match, shared_memory, transfer
+from rows import batch, cold_disk, fronts, head, match, shared_memory, transfer
 
 from kvgate.errors import KVGateError
 
-KINDS = (transfer, head, match, batch, shared_memory, cold_disk)
+KINDS = (transfer, head, fronts, match, batch, shared_memory, cold_disk)
 ROUNDS, SECONDS = 5, 0.6
 QUICK_ROUNDS, QUICK_SECONDS = 3, 0.15
 

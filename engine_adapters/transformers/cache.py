@@ -22,7 +22,7 @@ from engine_adapters.transformers.breaker import Breaker
 from engine_adapters.transformers.generate_options import check_options
 from engine_adapters.transformers.lora import without_peft
 from engine_adapters.transformers.prefix_loader import Prefix, PrefixLoader
-from engine_adapters.transformers.probe import empty_cache
+from engine_adapters.transformers.probe import CACHE_OPTION, empty_cache
 from engine_adapters.transformers.space import LiveSpace
 from engine_adapters.transformers.stats import Ledger, RequestStats, Totals
 from kvgate.chunk.chain import chain_hashes
@@ -142,7 +142,7 @@ class KVGateCache:
         output = self._model.generate(
             input_ids=prompt_ids,
             attention_mask=torch.ones_like(prompt_ids),  # without it a pad token in the prompt would be masked
-            past_key_values=cache,
+            **{CACHE_OPTION: cache},
             **options,
         )
         sequence = getattr(output, "sequences", output)[0].tolist()
@@ -160,7 +160,7 @@ class KVGateCache:
         space, prefix, cache, stats = self._load(tokens)
         rest = torch.tensor([tokens[stats.reused_tokens :]], device=self._model.device)
         with torch.no_grad():
-            output = self._model(input_ids=rest, past_key_values=cache, use_cache=True, **self._last_logits)
+            output = self._model(input_ids=rest, use_cache=True, **{CACHE_OPTION: cache}, **self._last_logits)
         if len(prefix.chain) - 1 > prefix.held_chunks:
             self._keep(space, prefix, tokens, [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers])
         self._ledger.request(stats)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
+from transformers import GenerationMixin
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from kvgate.errors import UnsupportedModel
@@ -22,6 +24,12 @@ class CachedKV:
     kv_heads: int
     head_dim: int
     dtype: str
+
+
+CACHE_OPTION = (
+    "cache" if "cache" in signature(GenerationMixin.prepare_inputs_for_generation).parameters else "past_key_values"
+)
+"""What models call the cache that they are given; it is `cache` since transformers 5.24."""
 
 
 def empty_cache(model: Any) -> Any:
@@ -67,7 +75,7 @@ def probe(model: Any) -> CachedKV:
 def _run(model: Any, tokens: Any) -> list[tuple[Any, Any]]:
     cache = empty_cache(model)
     with torch.no_grad():
-        model(input_ids=tokens[None], past_key_values=cache, use_cache=True)
+        model(input_ids=tokens[None], use_cache=True, **{CACHE_OPTION: cache})
     if not all(type(layer) is DynamicLayer and layer.is_initialized for layer in cache.layers):
         raise UnsupportedModel("the model does not use the cache that it is given in every layer")
     return [(layer.keys, layer.values) for layer in cache.layers]

@@ -79,9 +79,12 @@ def test_client_uses_memory_once_the_gateway_has_told_of_it(start_shm) -> None:
         buffers = buffers_for(prompt)
         before = client.traffic()["tcp"]
         hashes = [chunk_hash for chunk_hash, _ in prompt]
-        assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers) == 5
+        assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers).leading == 5
         assert [bytes(buffer) for buffer in buffers] == [body for _, body in prompt]
-        assert client.load_chunks(BUCKET, SPACE.id, [*hashes[:2], bytes(32), *hashes[2:]], [*buffers, buffers[0]]) == 2
+        assert (
+            client.load_chunks(BUCKET, SPACE.id, [*hashes[:2], bytes(32), *hashes[2:]], [*buffers, buffers[0]]).leading
+            == 2
+        )
         assert client.traffic()["tcp"] == before
 
 
@@ -98,7 +101,7 @@ async def test_asyncio_client_uses_memory_too(start_shm) -> None:
         assert await client.load(BUCKET, "key", buffer) == len(body)
         assert buffer == body
         buffers = buffers_for(prompt)
-        assert await client.load_chunks(BUCKET, SPACE.id, [name for name, _ in prompt], buffers) == 4
+        assert (await client.load_chunks(BUCKET, SPACE.id, [name for name, _ in prompt], buffers)).leading == 4
         assert [bytes(view) for view in buffers] == [body for _, body in prompt]
         traffic = client.traffic()
         assert (traffic["shm"].transfers, traffic["tcp"].transfers, traffic["unix"].transfers) == (6, 0, 0)
@@ -114,7 +117,7 @@ def test_chunks_on_disk_come_through_memory(start_shm) -> None:
     with client_of(gateway) as client:
         client.tenant()
         buffers = buffers_for(prompt)
-        assert client.load_chunks(BUCKET, SPACE.id, [name for name, _ in prompt], buffers) == 6
+        assert client.load_chunks(BUCKET, SPACE.id, [name for name, _ in prompt], buffers).leading == 6
         assert [bytes(view) for view in buffers] == [body for _, body in prompt]
         assert client.traffic()["tcp"].transfers == 0
 
@@ -254,16 +257,16 @@ def test_gateway_that_stands_still_costs_no_more_than_the_deadline(start_shm) ->
         prompt = store_prompt(client, 3)
         buffers = buffers_for(prompt)
         hashes = [name for name, _ in prompt]
-        assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers) == 3
+        assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers).leading == 3
         assert gateway.process is not None
         gateway.process.send_signal(signal.SIGSTOP)
         try:
             began = time.monotonic()
-            assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers, 0.5) == 0
+            assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers, 0.5).leading == 0
             assert time.monotonic() - began < 1.0
         finally:
             gateway.process.send_signal(signal.SIGCONT)
-        assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers) == 3
+        assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers).leading == 3
 
 
 async def test_load_that_is_cancelled_lets_go_of_its_buffers(start_shm) -> None:

@@ -13,6 +13,7 @@ pytest.importorskip("transformers")
 from transformers import DynamicCache, GenerationConfig
 
 from engine_adapters.transformers import KVGateCache
+from engine_adapters.transformers.probe import CACHE_OPTION
 from kvgate.client.sync import Client
 from kvgate.errors import UnsupportedModel
 from tests.engine_adapters.tiny import CHUNK_TOKENS, greedy, prompt, tiny_model, tiny_tokenizer
@@ -164,7 +165,7 @@ def test_other_weights_do_not_get_the_kv(gateway: RunningGateway) -> None:
 def test_prefill_gives_kv_and_logits_for_a_loop_of_ones_own(gateway: RunningGateway) -> None:
     model, tokens = tiny_model(seed=110), prompt(11, 4 * CHUNK_TOKENS + 2)
     with torch.no_grad():
-        alone = model(input_ids=torch.tensor([tokens]), past_key_values=DynamicCache(config=model.config))
+        alone = model(input_ids=torch.tensor([tokens]), **{CACHE_OPTION: DynamicCache(config=model.config)})
     with cache_for(model, gateway) as cache:
         for reused in (0, 4 * CHUNK_TOKENS):
             result = cache.prefill(tokens)
@@ -172,7 +173,7 @@ def test_prefill_gives_kv_and_logits_for_a_loop_of_ones_own(gateway: RunningGate
             assert cache.flush(FLUSH_S)
             assert result.stats.reused_tokens == reused
             torch.testing.assert_close(result.logits, alone.logits[0, -1])
-            torch.testing.assert_close(result.cache.layers[1].keys, alone.past_key_values.layers[1].keys)
+            torch.testing.assert_close(result.cache.layers[1].keys, alone[CACHE_OPTION].layers[1].keys)
 
 
 def test_stats_add_up(gateway: RunningGateway) -> None:
@@ -225,7 +226,7 @@ def test_the_callers_stopping_criteria_and_streamer_are_heard(gateway: RunningGa
         {"num_return_sequences": 2, "do_sample": True},
         {"cache_implementation": "static"},
         {"use_cache": False},
-        {"past_key_values": None},
+        {CACHE_OPTION: None},
         {"attention_mask": torch.ones(1, 4)},
         {"inputs_embeds": torch.zeros(1, 4, 64)},
         {"pixel_values": torch.zeros(1, 3, 8, 8)},

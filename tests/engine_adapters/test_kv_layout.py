@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from safetensors.torch import load
 
 from engine_adapters.transformers import kv_layout
-from engine_adapters.transformers.probe import empty_cache
+from engine_adapters.transformers.probe import CACHE_OPTION, empty_cache
 from engine_adapters.transformers.space import LiveSpace
 from kvgate.chunk.chain import chain_hashes, root
 from kvgate.chunk.header import ChunkHeader, check_chunk
@@ -31,7 +31,7 @@ CHUNKS = 3
 def cached(model: Any, tokens: list[int]) -> list[tuple[Any, Any]]:
     cache = empty_cache(model)
     with torch.no_grad():
-        model(input_ids=torch.tensor([tokens]), past_key_values=cache, use_cache=True)
+        model(input_ids=torch.tensor([tokens]), use_cache=True, **{CACHE_OPTION: cache})
     return [(layer.keys, layer.values) for layer in cache.layers]
 
 
@@ -104,10 +104,10 @@ def test_a_filled_cache_goes_on_as_the_computed_one() -> None:
     cache, computed = empty_cache(model), empty_cache(model)
     kv_layout.fill_cache(cache, space.layout, bodies, model.device)
     with torch.no_grad():
-        model(input_ids=torch.tensor([tokens]), past_key_values=computed, use_cache=True)
+        model(input_ids=torch.tensor([tokens]), use_cache=True, **{CACHE_OPTION: computed})
         more = torch.tensor([[5, 6, 7]])
-        one = model(input_ids=more, past_key_values=cache, use_cache=True).logits
-        other = model(input_ids=more, past_key_values=computed, use_cache=True).logits
+        one = model(input_ids=more, use_cache=True, **{CACHE_OPTION: cache}).logits
+        other = model(input_ids=more, use_cache=True, **{CACHE_OPTION: computed}).logits
     assert torch.equal(one, other)
 
 

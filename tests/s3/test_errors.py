@@ -22,7 +22,7 @@ INTERNAL_DEFECTS = {
 }
 """What an operation lets out only by a defect or a broken tier: the caller is told nothing of it."""
 
-ELSEWHERE = {errors.UnsupportedModel, errors.GatewayError}
+ELSEWHERE = {errors.UnsupportedModel, errors.GatewayError, errors.InvalidFrame}
 """Raised by the client and the adapters only."""
 
 
