@@ -35,7 +35,7 @@ class Gateway:
         self.port, self.admin_port = free_port(), free_port()
         self.process: subprocess.Popen[bytes] | None = None
         self._folder = folder
-        self._config = {
+        self.config = {
             "listen": {"port": self.port, "admin_port": self.admin_port, **(listen or {})},
             "tenants": {
                 "load": {"access_keys": [{"access_key": ACCESS_KEY, "secret_key": SECRET_KEY}], "buckets": [BUCKET]}
@@ -52,7 +52,7 @@ class Gateway:
         """Return when it is ready. Raises RuntimeError when it does not come up."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path, log = self._folder / "kvgate.yaml", self._folder / "kvgate.log"
-        path.write_text(yaml.safe_dump(self._config))
+        path.write_text(yaml.safe_dump(self.config))
         command = [sys.executable, "-m", "kvgate.cli", "serve", "--config", str(path), "--log-level", "warning"]
         with log.open("ab") as output:
             self.process = subprocess.Popen(command, stdout=output, stderr=output)
