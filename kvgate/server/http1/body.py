@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvgate.errors import IncompleteBody
-from kvgate.messages import OFF_LOOP_NBYTES, Consume
-from kvgate.server.http1.transfer import SMALL_NBYTES, PeerGone, Receive
+from kvgate.messages import Consume
+from kvgate.server.http1.transfer import PeerGone, Receive
 
 if TYPE_CHECKING:
     from kvgate.server.http1.connection import Connection
@@ -87,7 +87,7 @@ class Body:
 
     async def _move(self, receive: Receive, *, slow: bool) -> None:
         try:
-            await self._connection.move(receive, most_on_loop=OFF_LOOP_NBYTES if slow else SMALL_NBYTES)
+            await self._connection.move(receive, slow=slow)
         except PeerGone as error:
             raise _incomplete(error) from error
         except (ConnectionError, TimeoutError) as error:

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kvgate.errors import KVGateError
-from kvgate.messages import Consume, Request, Response, http_chunks
+from kvgate.messages import OFF_LOOP_NBYTES, Consume, Request, Response, http_chunks
 from kvgate.metrics import Metrics
 from kvgate.server.http1.body import Body
 from kvgate.server.http1.eager import run_eagerly
 from kvgate.server.http1.head import Head, in_chunks, may_begin_head, parse_head
-from kvgate.server.http1.transfer import SMALL_NBYTES, Discard, Pace, Readable, Receive, Send, Transfer
+from kvgate.server.http1.transfer import Discard, Pace, Readable, Receive, Send, Transfer
 
 if TYPE_CHECKING:
     from kvgate.server.http1.front import Listener, PlainFront
@@ -234,16 +234,19 @@ class Connection:
         """Wait for a byte, or the end of the stream. Raises TimeoutError."""
         await self.move(Readable(self.sock, Pace(self._front.pace.pause_s)))
 
-    async def move(self, transfer: Transfer, most_on_loop: int = SMALL_NBYTES) -> None:
+    async def move(self, transfer: Transfer, *, slow: bool = False) -> None:
         """Step a transfer to its end. Raises what it raises, and TimeoutError when nothing moves for too long.
 
+        slow: whether its steps take much longer than the kernel needs to copy
         When cancelled, returns only when nobody touches the memory any more.
         """
-        self._on_loop = transfer.left <= most_on_loop
+        nbytes = transfer.left
+        self._on_loop = nbytes <= OFF_LOOP_NBYTES if slow else self._front.keeps_on_loop(nbytes)
         if self._on_loop and transfer.step():
             return
         self.transfer = transfer
         if self._on_loop:
+            self._front.loop_nbytes += nbytes
             self._watch(transfer.events)
         else:
             self._watch(0)
@@ -255,6 +258,8 @@ class Connection:
                 raise
         finally:
             self.transfer = None
+            if self._on_loop:
+                self._front.loop_nbytes -= nbytes
             self._on_loop = False
         if transfer.late:
             raise TimeoutError(f"too little moved within {transfer.pace.pause_s:g} s")

@@ -25,7 +25,7 @@ from kvgate.server.front import Front, Handle
 from kvgate.server.http1.connection import Connection
 from kvgate.server.http1.head import HeadWriter
 from kvgate.server.http1.mover import Movers
-from kvgate.server.http1.transfer import Pace
+from kvgate.server.http1.transfer import LOOP_NBYTES, SMALL_NBYTES, Pace
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ class PlainFront:
         self.epoll = select.epoll()
         self.movers = Movers(config.movers)
         self.head_writer = HeadWriter()
+        self.loop_nbytes = 0
+        """Of transfers that wait for their peers on the event loop."""
         self.scratch = memoryview(bytearray(_SCRATCH_NBYTES))
         """Where bytes go that nobody wants."""
         self._config = config
@@ -161,6 +163,10 @@ class PlainFront:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._note_end)
+
+    def keeps_on_loop(self, nbytes: int) -> bool:
+        """Whether a transfer of `nbytes` stays on the event loop, rather than going to a mover."""
+        return nbytes <= SMALL_NBYTES or self.loop_nbytes + nbytes <= LOOP_NBYTES
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         self._loop.call_soon(callback)

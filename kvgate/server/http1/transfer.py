@@ -20,6 +20,9 @@ from kvgate.messages import Consume
 SMALL_NBYTES = 1 << 20
 """A transfer of at most so many bytes stays on the event loop: a change of threads would cost more than it takes."""
 
+LOOP_NBYTES = 8 << 20
+"""Larger ones stay there too while they have at most so many bytes together: threads are for when there is more."""
+
 _CALL_NBYTES = 1 << 20
 """The most that one call receives: what has arrived is digested while it is in the cache."""
 
