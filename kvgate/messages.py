@@ -50,10 +50,6 @@ class Headers:
             return self._repeated[name]
         return [self._first[name]] if name in self._first else []
 
-    def count(self, name: str) -> int:
-        """How often a header was sent."""
-        return len(self._repeated[name]) if name in self._repeated else int(name in self._first)
-
     def repeats_any(self, names: frozenset[str]) -> bool:
         """Whether one of these headers was sent more than once."""
         return bool(self._repeated) and not names.isdisjoint(self._repeated)

@@ -1,4 +1,6 @@
-"""The HTTP front: aiohttp carries the bytes, and the protocol layers see only `messages.Request` and `Response`.
+"""The front of TLS listeners, and of plain connections with an unusual request (see `kvgate.server.http1`).
+
+aiohttp carries the bytes, and the protocol layers see only `messages.Request` and `Response`.
 
 aiohttp's low-level server is used, without its application: it leaves the request target as it was sent, does not
 answer `Expect: 100-continue` by itself, and stores bodies verbatim. A leased body is written in slices, each flushed to

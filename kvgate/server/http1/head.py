@@ -71,7 +71,7 @@ def parse_head(data: bytes, end: int) -> Head | None:
             return None
         fields.append((lower, value.strip(" \t")))
     headers = Headers.lowered(fields)
-    if headers.count("host") != 1:
+    if "host" not in headers or headers.is_repeated("host"):
         return None
     raw_path, _, raw_query = target.partition("?")
     framing = _framing(headers) if headers.has_any(_FRAMING) else (0, False, False)
