@@ -84,6 +84,17 @@ class TierFull(TierError):
     """A tier has no room for an object, even after eviction."""
 
 
+class NotAdmitted(TierError):
+    """A tier does not take an object: by its rules, or because its key has another body there."""
+
+
+class TierAway(TierError):
+    """A tier is not reached, or is not asked for now because it was not; transient."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, transient=True)
+
+
 class NotInTier(TierError):
     """A tier holds no copy of the object."""
 

@@ -94,7 +94,10 @@ class Metrics:
         )
         self.tier_used_bytes = Gauge("kvgate_tier_used_bytes", "Room taken in a tier", ["tier"], registry=self.registry)
         self.tier_capacity_bytes = Gauge(
-            "kvgate_tier_capacity_bytes", "Room that a tier has", ["tier"], registry=self.registry
+            "kvgate_tier_capacity_bytes",
+            "Room that a tier has, or +Inf",
+            ["tier"],
+            registry=self.registry,
         )
         self.tier_objects = Gauge(
             "kvgate_tier_objects", "Objects with a copy in a tier", ["tier"], registry=self.registry

@@ -20,7 +20,8 @@ from fuzz.targets.base import Target
 from kvgate.errors import CorruptCopy
 from kvgate.s3.representation import checksum_headers, description
 from kvgate.tiers.base import Record
-from kvgate.tiers.disk_file import MAGIC, encode_footer, open_verified, read_footer
+from kvgate.tiers.disk_file import open_verified, read_footer
+from kvgate.tiers.footer import MAGIC, encode_footer
 
 _RECORD = Record("tenant", "bucket", "key", 5, 7, 1_770_000_000_000, {"content-type": "a/b"})
 _BLOCKS = array("Q", [7])

@@ -11,6 +11,7 @@ from kvgate.cli.reference import reference, resolved
 from kvgate.config import build, load_yaml
 from kvgate.errors import ConfigError
 from kvgate.server.config import MEMORY_TIER, GatewayConfig
+from kvgate.tiers.rules import TierRules
 
 DESCRIPTION = """\
 `check` reads a configuration file as `kvgate serve` would, and prints every value that holds then, given or default;
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> None:
     config = read_config(options.file)
-    tiers = {tier.name: tier_options for tier, tier_options in config.tier_options()}
+    tiers = {each.name: (each.options, each.rules) for each in config.tier_options()}
     print(resolved(config, {"tiers": tiers}), end="")
     print(f"# {options.file} can be used.")
 
@@ -56,7 +57,9 @@ def gateway_reference() -> str:
     """Every key of a gateway's configuration, those of the installed tiers too."""
     installed = plugins.names("kvgate.tiers")
     names = [MEMORY_TIER, *(name for name in installed if name != MEMORY_TIER)]
-    return reference(GatewayConfig, {"tiers": {name: plugins.load("kvgate.tiers", name).Config for name in names}})
+    return reference(
+        GatewayConfig, {"tiers": {name: (plugins.load("kvgate.tiers", name).Config, TierRules) for name in names}}
+    )
 
 
 def read_config(file: Path) -> GatewayConfig:

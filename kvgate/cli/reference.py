@@ -38,24 +38,28 @@ _NAMES = {
 }
 
 
-def reference(cls: type, entries: Mapping[str, Mapping[str, type]] = _NONE) -> str:
+def reference(cls: type, entries: Mapping[str, Mapping[str, tuple[type, ...]]] = _NONE) -> str:
     """Every key of the dataclass `cls`: its sentence and type in a comment, then the key with its default.
 
-    entries: for a key whose entries plug-ins define, the dataclass of each by its name
+    entries: for a key whose entries plug-ins define, the dataclasses of each by its name; their keys stand together
     Where the default is nothing or empty, the comment says so and the shape of one entry follows, in a mapping under
     the name NAME.
     """
     return "".join(f"{line}\n" for line in _spaced(_explain(cls, None, entries)))
 
 
-def resolved(config: Any, entries: Mapping[str, Mapping[str, Any]] = _NONE) -> str:
+def resolved(config: Any, entries: Mapping[str, Mapping[str, tuple[Any, ...]]] = _NONE) -> str:
     """The values of a configuration, given or default. A secret, or a password in a URL, is printed as ***.
 
     entries: for a key whose entries plug-ins define, the dataclass instances by name
     """
     values = _plain(type(config), config)
     values |= {
-        key: {name: _plain(type(entry), entry) for name, entry in named.items()} for key, named in entries.items()
+        key: {
+            name: {key: value for part in parts for key, value in _plain(type(part), part).items()}
+            for name, parts in named.items()
+        }
+        for key, named in entries.items()
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=_WIDTH)
 
@@ -73,7 +77,7 @@ def _spaced(lines: Iterable[str]) -> Iterator[str]:
 # --- every key --------------------------------------------------------------------------------------------------------
 
 
-def _explain(cls: type, instance: Any, entries: Mapping[str, Mapping[str, type]] = _NONE) -> Iterator[str]:
+def _explain(cls: type, instance: Any, entries: Mapping[str, Mapping[str, tuple[type, ...]]] = _NONE) -> Iterator[str]:
     """Lines for the keys of `cls`, with the values of `instance`, or the defaults where there is none."""
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
@@ -94,10 +98,11 @@ def _explain(cls: type, instance: Any, entries: Mapping[str, Mapping[str, type]]
             yield from _entry(field.name, hint, value)
 
 
-def _named(entries: Iterable[tuple[str, type]]) -> Iterator[str]:
-    for name, cls in entries:
+def _named(entries: Iterable[tuple[str, tuple[type, ...]]]) -> Iterator[str]:
+    for name, parts in entries:
         yield f"{_INDENT}{name}:"
-        yield from _indented(_indented(_explain(cls, None)))
+        for cls in parts:
+            yield from _indented(_indented(_explain(cls, None)))
 
 
 def _entry(key: str, hint: Any, value: Any) -> Iterator[str]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvgate import config, plugins
 from kvgate.auth.session import MAX_TTL_S, MIN_TTL_S
@@ -15,9 +16,11 @@ from kvgate.config import KiB, MiB, Seconds, Size, option
 from kvgate.errors import ConfigError, InvalidBucketName
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.store.config import StoreConfig
+from kvgate.tiers.rules import TierRules
 
 MEMORY_TIER = "host"
 
+_TIER_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _MODE = re.compile(r"0?[0-7]{3}")
 _MAX_SOCKET_PATH_NBYTES = 107
 _DOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,251}[a-z0-9])?")
@@ -153,7 +156,8 @@ class GatewayConfig:
     listeners: tuple[ListenerConfig, ...] = option(default=(), help="further ports, each for one bucket")
     tiers: Mapping[str, Any] = option(
         default_factory=lambda: {MEMORY_TIER: {}},
-        help="options of each tier by its name, the fastest first; `host` is always the first",
+        help="options of each tier by its name, the fastest first; `host` is always the first; with the key "
+        "`kind` a tier can have any name, so that there can be two of a kind",
     )
     store: StoreConfig = option(default=StoreConfig(), help="acknowledgement, eviction and limits")
     kvapi: KVApiConfig = option(default=KVApiConfig(), help="limits of the calls under /_kv/v1/")
@@ -175,11 +179,44 @@ class GatewayConfig:
         if len(self.tier_options()) == 1 and self.store.ack == "disk":
             raise ConfigError("store.ack: `disk` needs a tier below memory; configure `tiers.disk`, or use `memory`")
 
-    def tier_options(self) -> list[tuple[Any, Any]]:
-        """Each tier's class and its options, memory first. Raises ConfigError."""
+    def tier_options(self) -> list[TierOptions]:
+        """Each tier as it is configured, memory first. Raises ConfigError."""
         names = [MEMORY_TIER, *(name for name in self.tiers if name != MEMORY_TIER)]
-        classes = [plugins.load("kvgate.tiers", name) for name in names]
-        return [
-            (tier, config.build(tier.Config, self.tiers.get(name), f"tiers.{name}"))
-            for name, tier in zip(names, classes, strict=True)
-        ]
+        return [_tier_options(name, self.tiers.get(name)) for name in names]
+
+
+class TierOptions(NamedTuple):
+    """One tier: its name, the class of its kind, that class's options, and its rules."""
+
+    name: str
+    kind: Any
+    options: Any
+    rules: TierRules
+
+    def make(self) -> Any:
+        """The tier, not started."""
+        tier = self.kind(self.options)
+        tier.name = self.name
+        return tier
+
+
+def _tier_options(name: str, values: object) -> TierOptions:
+    where = f"tiers.{name}"
+    if values is None:
+        values = {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where}: expected a mapping of the tier's options")
+    if not _TIER_NAME.fullmatch(name):
+        raise ConfigError(f"{where}: a tier's name is lower-case letters, digits and hyphens, at most 32")
+    kind = values.get("kind", name)
+    if not isinstance(kind, str):
+        raise ConfigError(f"{where}.kind: expected the name of a kind of tier, such as disk")
+    if (name == MEMORY_TIER) != (kind == MEMORY_TIER):
+        raise ConfigError(f"{where}.kind: there is one tier of the kind {MEMORY_TIER}, under that name")
+    tier = plugins.load("kvgate.tiers", kind)
+    own = {field.name for field in dataclasses.fields(TierRules)}
+    if not own.isdisjoint(field.name for field in dataclasses.fields(tier.Config)):
+        raise ConfigError(f"{where}: the plug-in {kind!r} has an option that every tier has")
+    rules = config.build(TierRules, {key: value for key, value in values.items() if key in own}, where)
+    rest = {key: value for key, value in values.items() if key not in own and key != "kind"}
+    return TierOptions(name, tier, config.build(tier.Config, rest, where), rules)

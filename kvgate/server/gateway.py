@@ -54,7 +54,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
     in memory is written to the lower tiers. Raises ConfigError for an address that cannot be had, TierError.
     """
     metrics, tenants = Metrics(), Tenants(config.tenants)
-    memory, *lower = [tier(options) for tier, options in config.tier_options()]
+    memory, *lower = [each.make() for each in config.tier_options()]
     assert isinstance(memory, HostTier)
     catalog = next((_catalog_path(tier) for tier in lower if isinstance(tier, DiskTier)), None)
     listen = config.listen

@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -322,7 +323,8 @@ class Store:
         for tier, residents in zip(placement.copies.tiers, placement.copies.residents, strict=True):
             usage = tier.usage()
             metrics.tier_used_bytes.labels(tier.name).set(usage.nbytes)
-            metrics.tier_capacity_bytes.labels(tier.name).set(usage.capacity_nbytes)
+            capacity_nbytes = math.inf if usage.capacity_nbytes is None else usage.capacity_nbytes
+            metrics.tier_capacity_bytes.labels(tier.name).set(capacity_nbytes)
             metrics.tier_objects.labels(tier.name).set(residents.total())
         metrics.ready_bytes.set(placement.copies.memory.arena.ready_nbytes)
         metrics.huge_pages.set(huge_pages())

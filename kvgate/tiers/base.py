@@ -1,14 +1,18 @@
 """What a tier is: a place that holds complete, verified copies of objects.
 
-A tier knows nothing of lookup, eviction or quota: the store's index says which tier holds what, and keeps for each copy
-the tier's own opaque note of where it lies (`Copy`). Every implementation and every wrapper passes
+A tier knows nothing of eviction or quota: the store's index says which tier holds what, and keeps for each copy the
+tier's own opaque note of where it lies (`Copy`). Every implementation and every wrapper passes
 `tests/contracts/tier.py`.
+
+A private tier belongs to one gateway, which knows from `start` on all that it holds. A shared tier is also written by
+other gateways, and by this one in an earlier life: it is asked with `lookup`. It holds objects with immutable keys only
+(chunks, manifests, keys of other KV systems), one copy a key, and passes `tests/contracts/shared_tier.py`.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
@@ -20,6 +24,9 @@ Copy = Any
 
 Arrived = Callable[[int], None]
 """Told of progress: may be called in any thread, any number of times or never."""
+
+HERE = True
+"""The `Copy` of every object in a shared tier: its place follows from its record."""
 
 NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
 
@@ -53,6 +60,14 @@ class Record(NamedTuple):
         return self.nbytes == other.nbytes and self.crc64nvme == other.crc64nvme
 
 
+class Name(NamedTuple):
+    """What an object is called, whichever version of it is meant."""
+
+    tenant: str
+    bucket: str
+    key: str
+
+
 class Upload(Protocol):
     """Bytes on their way into a tier, invisible until `finish` and `Tier.publish`."""
 
@@ -83,19 +98,29 @@ class Reader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a tier holds: `nbytes` is the room taken, with rounding and headers."""
+    """What a tier holds: `nbytes` is the room taken, with rounding and headers.
+
+    Of a shared tier, what this gateway has put there and not deleted since it started, as far as the tier knows.
+    capacity_nbytes: None where the tier sets no limit of its own
+    """
 
     nbytes: int
-    capacity_nbytes: int
+    capacity_nbytes: int | None
 
 
 class Tier(Protocol):
     """A place that holds objects. Methods other than `start` and `close` may run concurrently.
 
     A tier class also has `Config`, the dataclass of its options, and is made as `TierClass(config)`.
+
+    name:      as the configuration names it, which may be other than the name of its kind
+    shared:    see the module
+    read_only: nothing is ever written to it: `begin`, `publish` and `delete` are not called
     """
 
     name: str
+    shared: bool
+    read_only: bool
 
     async def start(self, found: Callable[[Iterable[tuple[Record, Copy]]], None]) -> None:
         """Open the tier and report, in one or more batches, every published copy that survived.
@@ -129,6 +154,23 @@ class Tier(Protocol):
 
     async def delete(self, record: Record, copy: Copy) -> None:
         """Forget a copy and give back its room. Idempotent; never touches another copy of the same key."""
+
+
+class SharedTier(Tier, Protocol):
+    """A tier that other gateways write to as well.
+
+    `start` reports nothing. An upload's `finish` makes the object visible to every `lookup`, `publish` has nothing to
+    add. Where the key has a copy with the same body already, `finish` adopts that; where it has another body, `finish`
+    raises NotAdmitted, and what was there stays: the first writer wins. `delete` deletes the version in the record, and
+    no other. A reader whose copy was replaced or deleted by someone else raises NotInTier.
+    """
+
+    async def lookup(self, names: Sequence[Name]) -> list[Record | None]:
+        """What the tier holds of each name, in their order; None where it holds nothing that is whole.
+
+        A record that comes back has been held against its checksum, and has the tenant, bucket and key of its name.
+        Raises TierError when the tier cannot be asked.
+        """
 
 
 class Mapped(Protocol):

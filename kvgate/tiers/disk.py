@@ -81,6 +81,8 @@ class DiskTier:
     """Objects as files below one folder. See the module's invariants."""
 
     name = "disk"
+    shared = False
+    read_only = False
     Config = DiskConfig
 
     def __init__(self, config: DiskConfig) -> None:

@@ -12,7 +12,8 @@ from kvgate.errors import CorruptCopy, TierError, TierFull
 from kvgate.memory.digest import BLOCK_NBYTES, span_of_blocks, verify_blocks
 from kvgate.memory.lease import Lease
 from kvgate.tiers.base import Arrived, Copy, Record
-from kvgate.tiers.disk_file import encode_footer, open_verified, read_all, write_all
+from kvgate.tiers.disk_file import open_verified, read_all, write_all
+from kvgate.tiers.footer import encode_footer
 
 if TYPE_CHECKING:
     from kvgate.tiers.disk import DiskTier

@@ -55,6 +55,8 @@ class HostTier:
     """Objects in the arena, which it owns. A copy's pages return when the tier and every reader have let go."""
 
     name = "host"
+    shared = False
+    read_only = False
     Config = HostConfig
 
     def __init__(self, config: HostConfig) -> None:

@@ -82,7 +82,7 @@ def test_the_reference_explains_every_key_and_shows_its_default() -> None:
 
 
 def test_the_entries_that_plug_ins_define_are_explained_under_their_key() -> None:
-    text = reference(Gateway, {"options": {"disk": Disk}})
+    text = reference(Gateway, {"options": {"disk": (Disk,)}})
     assert text.endswith(
         """\
 # what a plug-in takes (mapping, default empty)
@@ -94,7 +94,7 @@ options:
     kind: fast
 """
     )
-    values = yaml.safe_load(resolved(Gateway(), {"options": {"disk": Disk(Path("/a"))}}))
+    values = yaml.safe_load(resolved(Gateway(), {"options": {"disk": (Disk(Path("/a")),)}}))
     assert values["options"] == {"disk": {"path": "/a", "kind": "fast"}}
 
 

@@ -17,9 +17,21 @@ def config(**sections: Any) -> GatewayConfig:
 
 def test_memory_is_the_first_tier_whatever_the_file_says(tmp_path: Any) -> None:
     tiers = config(tiers={"disk": {"path": str(tmp_path)}, "host": {"capacity": "2GiB"}}).tier_options()
-    assert [tier.name for tier, _ in tiers] == ["host", "disk"]
-    assert tiers[0][1].capacity == 2 << 30
-    assert [tier.name for tier, _ in config().tier_options()] == ["host"]
+    assert [tier.name for tier in tiers] == ["host", "disk"]
+    assert tiers[0].options.capacity == 2 << 30
+    assert [tier.name for tier in config().tier_options()] == ["host"]
+
+
+def test_two_tiers_of_a_kind_have_names_and_rules_of_their_own(tmp_path: Any) -> None:
+    tiers = config(
+        tiers={
+            "fast": {"kind": "disk", "path": str(tmp_path / "fast"), "write": "through"},
+            "slow": {"kind": "disk", "path": str(tmp_path / "slow"), "write": "on-evict", "threads": 2},
+        }
+    ).tier_options()
+    assert [tier.make().name for tier in tiers] == ["host", "fast", "slow"]
+    assert [tier.rules.write for tier in tiers] == ["back", "through", "on-evict"]
+    assert tiers[2].options.threads == 2
 
 
 @pytest.mark.parametrize(
@@ -29,6 +41,10 @@ def test_memory_is_the_first_tier_whatever_the_file_says(tmp_path: Any) -> None:
         ({"tiers": {"dusk": {}}}, "no plug-in 'dusk' in kvgate.tiers; installed: disk, host"),
         ({"tiers": {"disk": {"capacity": "1GiB"}}}, "tiers.disk.path: this key is required"),
         ({"tiers": {"host": {"capacty": "1GiB"}}}, "tiers.host.capacty: unknown key; did you mean 'capacity'"),
+        ({"tiers": {"Cold": {"kind": "disk", "path": "x"}}}, "tiers.Cold: a tier's name is"),
+        ({"tiers": {"ram": {"kind": "host"}}}, "tiers.ram.kind: there is one tier of the kind host"),
+        ({"tiers": {"disk": {"path": "x", "write": "late"}}}, "tiers.disk.write: expected"),
+        ({"tiers": {"disk": {"path": "x", "writers": 0}}}, "writers: expected 1 to 64"),
         ({"store": {"ack": "disk"}}, "store.ack: `disk` needs a tier below memory"),
         ({"listen": {"port": 9000, "admin_port": 9000}}, "another port"),
         ({"tenants": {"one": {"access_keys": [KEY], "buckets": ["No"]}}}, "tenants.one.buckets: a bucket name is"),

@@ -12,7 +12,7 @@ import pytest
 from kvgate.errors import CorruptCopy, NoSuchKey, TierError
 from kvgate.memory.digest import BlockDigest
 from kvgate.messages import ResponseBody, views
-from kvgate.tiers.disk_file import encode_footer
+from kvgate.tiers.footer import encode_footer
 from tests.store.conftest import ALPHA, MiB, Opened, OpenStore
 from tests.store.disk_gate import DiskGate
 

@@ -11,7 +11,8 @@ from awscrt import checksums
 
 from kvgate.errors import CorruptCopy
 from kvgate.tiers.base import Record
-from kvgate.tiers.disk_file import MAGIC, encode_footer, read_footer
+from kvgate.tiers.disk_file import read_footer
+from kvgate.tiers.footer import MAGIC, encode_footer
 
 RECORD = Record("tenant", "bucket", "key", 4, 7, 1_770_000_000_000, {"content-type": "text/plain"})
 TAIL = struct.Struct("<IQ8s")
