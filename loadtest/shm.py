@@ -27,9 +27,9 @@ from typing import Any
 from gateway import ACCESS_KEY, BUCKET, SECRET_KEY, Gateway
 
 from kvgate.auth.sigv4 import Credential
-from kvgate.client.deadline import Deadline
 from kvgate.client.local import Attachment, Grant
 from kvgate.client.sync import Client
+from kvgate.http.deadline import Deadline
 from kvgate.memory.mapping import address_of
 
 MiB = 1 << 20

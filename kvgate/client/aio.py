@@ -35,9 +35,7 @@ from kvgate.client import loader
 from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
 from kvgate.client.buffers import ReadableBuffer, pieces, readable, writable, writable_each
 from kvgate.client.call import Call, Calls
-from kvgate.client.deadline import Deadline
 from kvgate.client.download import Download
-from kvgate.client.endpoint import parse_endpoint
 from kvgate.client.frames import FRAMES, FrameReader
 from kvgate.client.session import SessionToken
 from kvgate.client.transport import TCP, UNIX, Transport
@@ -57,6 +55,8 @@ from kvgate.client.values import (
     Traffic,
 )
 from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable
+from kvgate.http.deadline import Deadline
+from kvgate.http.endpoint import parse_endpoint
 from kvgate.messages import Headers
 
 _WRITE_NBYTES = 1 << 20

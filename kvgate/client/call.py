@@ -26,9 +26,9 @@ from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import check_bucket, check_key
 from kvgate.client import answer
 from kvgate.client.answer import Answer
-from kvgate.client.endpoint import Endpoint
 from kvgate.client.values import Bucket, Match, ObjectInfo, Page, Reservation, Session, SliceWritten, Stats, TenantInfo
 from kvgate.errors import ConfigError, InvalidArgument
+from kvgate.http.endpoint import Endpoint
 
 REGION = "us-east-1"
 """Signed into each request; a gateway accepts any."""

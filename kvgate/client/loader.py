@@ -21,9 +21,9 @@ from typing import Any, Protocol
 
 from kvgate.chunk.key import ChunkKey, check_bucket
 from kvgate.client.buffers import writable
-from kvgate.client.deadline import Deadline
 from kvgate.client.values import Loaded
 from kvgate.errors import GatewayError, GatewayUnavailable, InvalidArgument
+from kvgate.http.deadline import Deadline
 
 _log = logging.getLogger(__name__)
 

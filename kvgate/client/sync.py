@@ -15,12 +15,8 @@ from kvgate.client import loader
 from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
 from kvgate.client.buffers import ReadableBuffer, checksum, readable, writable, writable_each
 from kvgate.client.call import Call, Calls
-from kvgate.client.connection import Connection
-from kvgate.client.deadline import Deadline
 from kvgate.client.download import Download
-from kvgate.client.endpoint import parse_endpoint
 from kvgate.client.frames import FRAMES, FrameReader
-from kvgate.client.pool import Pool
 from kvgate.client.session import SessionToken
 from kvgate.client.transport import TCP, UNIX, Transport
 from kvgate.client.values import (
@@ -38,8 +34,12 @@ from kvgate.client.values import (
     TenantInfo,
     Traffic,
 )
-from kvgate.client.wire import connect_unix
 from kvgate.errors import GatewayError, GatewayUnavailable
+from kvgate.http.connection import Connection
+from kvgate.http.deadline import Deadline
+from kvgate.http.endpoint import parse_endpoint
+from kvgate.http.pool import Pool
+from kvgate.http.wire import connect_unix
 from kvgate.messages import Headers
 
 _READ_NBYTES = 64 << 10

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvgate.auth.sigv4 import Credential
-from kvgate.client.deadline import Deadline
 from kvgate.client.local import Attachment, Grant
 from kvgate.client.values import LocalWays, Traffic
 from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable
+from kvgate.http.deadline import Deadline
 from kvgate.memory import handoff
 
 SHM, UNIX, TCP = "shm", "unix", "tcp"

@@ -12,9 +12,9 @@ from kvgate.auth.identity import SignedPayload, UnsignedPayload
 from kvgate.auth.sigv4 import Credential
 from kvgate.auth.tenants import AccessKeyConfig, TenantConfig, Tenants
 from kvgate.client.call import Call, Calls
-from kvgate.client.endpoint import parse_endpoint
 from kvgate.config import Secret
 from kvgate.errors import ConfigError, InvalidArgument, InvalidBucketName, InvalidKey
+from kvgate.http.endpoint import parse_endpoint
 from kvgate.messages import Headers, Request
 
 NOW = 1_770_000_000.0

@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from kvgate.auth.sigv4 import Credential
-from kvgate.client.deadline import Deadline
 from kvgate.client.local.copy_thread import CopyThread
 from kvgate.client.local.grant import Grant
 from kvgate.client.local.reservation import Reservation
 from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable, MalformedFrame
+from kvgate.http.deadline import Deadline
 from kvgate.memory import handoff
 from kvgate.memory.allocator import Extent
 from kvgate.memory.ledger import LedgerView, ReturnsView

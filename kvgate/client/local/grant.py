@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from awscrt.checksums import crc64nvme
 
-from kvgate.client.deadline import Deadline
 from kvgate.errors import GatewayError, GatewayUnavailable
+from kvgate.http.deadline import Deadline
 from kvgate.memory import handoff
 from kvgate.memory.digest import BLOCK_NBYTES
 from kvgate.memory.mapping import Mapping, address_of, move

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from kvgate.client.deadline import Deadline
+from kvgate.http.deadline import Deadline
 from kvgate.memory.allocator import Extent
 from kvgate.memory.digest import BLOCK_NBYTES
 

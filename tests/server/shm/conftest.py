@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from kvgate.auth.sigv4 import Credential
-from kvgate.client.deadline import Deadline
 from kvgate.client.local import Attachment
+from kvgate.http.deadline import Deadline
 from tests import gateways
 from tests.gateways import ALPHA, RunningGateway
 

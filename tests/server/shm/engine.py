@@ -15,9 +15,9 @@ import sys
 import time
 
 from kvgate.auth.sigv4 import Credential
-from kvgate.client.deadline import Deadline
 from kvgate.client.local import Attachment, Grant
 from kvgate.errors import GatewayError, GatewayUnavailable
+from kvgate.http.deadline import Deadline
 
 BUCKET = "alpha-bucket"
 SIZES = (3_000_000, 70_000, 1 << 20, 9_000_000)

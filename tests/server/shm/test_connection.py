@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from kvgate.chunk.key import ChunkKey, ManifestKey
-from kvgate.client.deadline import Deadline
 from kvgate.client.local import Attachment, Grant
 from kvgate.client.sync import Client
 from kvgate.errors import GatewayError, GatewayUnavailable
+from kvgate.http.deadline import Deadline
 from kvgate.memory import handoff
 from kvgate.server.shm.connection import MAX_GRANTS
 from kvgate.server.shm.listener import MAX_ENGINES

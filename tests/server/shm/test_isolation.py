@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from kvgate.client.deadline import Deadline
 from kvgate.client.local import Grant
 from kvgate.client.sync import Client
 from kvgate.errors import GatewayError
+from kvgate.http.deadline import Deadline
 from kvgate.memory import handoff
 from tests.gateways import ALPHA, BETA, RunningGateway
 

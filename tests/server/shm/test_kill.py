@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from kvgate.client.deadline import Deadline
 from kvgate.client.local import Grant
 from kvgate.client.sync import Client
 from kvgate.errors import GatewayError, GatewayUnavailable
+from kvgate.http.deadline import Deadline
 from tests.gateways import ALPHA, RunningGateway
 from tests.server.shm.engine import BUCKET, body_of, is_whole
 

@@ -1,4 +1,4 @@
-"""A non-blocking socket to a gateway, every wait of it under the deadline of the call under way."""
+"""A non-blocking socket to a server, every wait of it under the deadline of the call under way."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from kvgate.client.deadline import Deadline
-from kvgate.client.endpoint import Endpoint
-from kvgate.client.resolver import Address
 from kvgate.errors import GatewayUnavailable
+from kvgate.http.deadline import Deadline
+from kvgate.http.endpoint import Endpoint
+from kvgate.http.resolver import Address
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

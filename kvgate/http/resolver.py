@@ -7,8 +7,8 @@ import socket
 import threading
 from concurrent.futures import Future
 
-from kvgate.client.deadline import Deadline
 from kvgate.errors import GatewayUnavailable
+from kvgate.http.deadline import Deadline
 
 _CUT_POLL_S = 0.05
 

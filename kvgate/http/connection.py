@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection to a gateway.
+"""One HTTP/1.1 connection to a server.
 
 1. One exchange at a time. After `exchange` its response is read to the end, or the connection is closed.
 2. A connection is `reusable` only when the whole request was sent, the whole response was read, the server keeps the
@@ -9,18 +9,29 @@ from __future__ import annotations
 
 import io
 import socket
+from collections.abc import Sequence
 from http.client import HTTPException, HTTPResponse
-from typing import TypeVar, cast
+from typing import Protocol, cast
 
-from kvgate.client.call import Call
-from kvgate.client.deadline import Deadline
-from kvgate.client.wire import Wire
 from kvgate.errors import GatewayUnavailable
+from kvgate.http.deadline import Deadline
+from kvgate.http.wire import Wire
 from kvgate.messages import Headers
 
 _BUFFER_NBYTES = 16 << 10
 
-T = TypeVar("T")
+
+class Request(Protocol):
+    """What is sent: the request line and header section as HTTP/1.1 has them, and the body's views in order."""
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def head(self) -> bytes: ...
+
+    @property
+    def views(self) -> Sequence[memoryview]: ...
 
 
 class Connection:
@@ -37,16 +48,16 @@ class Connection:
         self._sent = self._complete = False
         self._received_before = 0
 
-    def exchange(self, call: Call[T], deadline: Deadline) -> tuple[int, Headers]:
-        """Send `call` and return the status and headers of its response; `readinto` gives the body.
+    def exchange(self, request: Request, deadline: Deadline) -> tuple[int, Headers]:
+        """Send `request` and return the status and headers of its response; `readinto` gives the body.
 
         Raises GatewayUnavailable, DeadlineExceeded; the connection is then of no more use.
         """
         self._complete = False
         self._received_before = self._wire.received_nbytes
         self._wire.deadline = deadline
-        self._sent = self._wire.send((memoryview(call.head), *call.views), deadline)
-        response = HTTPResponse(cast("socket.socket", self), method=call.method)
+        self._sent = self._wire.send((memoryview(request.head), *request.views), deadline)
+        response = HTTPResponse(cast("socket.socket", self), method=request.method)
         try:
             response.begin()
         except (HTTPException, ConnectionError) as error:
@@ -72,7 +83,7 @@ class Connection:
 
     @property
     def went_stale(self) -> bool:
-        """Whether nothing came back of the last exchange, after others that succeeded: the gateway had hung up."""
+        """Whether nothing came back of the last exchange, after others that succeeded: the server had hung up."""
         return 0 < self._received_before == self._wire.received_nbytes
 
     @property

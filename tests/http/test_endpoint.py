@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from kvgate.client.endpoint import parse_endpoint
 from kvgate.errors import ConfigError
+from kvgate.http.endpoint import parse_endpoint
 
 
 @pytest.mark.parametrize(

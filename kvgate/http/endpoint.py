@@ -1,4 +1,4 @@
-"""Where a gateway listens."""
+"""Where a server listens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PRINTABLE = re.compile(r"[!-~]+")
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """The scheme, host and port of a gateway."""
+    """The scheme, host and port of a server."""
 
     scheme: str
     host: str
@@ -34,9 +34,10 @@ class Endpoint:
         return f"{self.scheme}://{self.authority}"
 
 
-def parse_endpoint(url: str) -> Endpoint:
+def parse_endpoint(url: str, what: str = "the gateway URL") -> Endpoint:
     """The endpoint of `http://host[:port]` or `https://host[:port]`.
 
+    what: what errors call it
     Raises ConfigError for anything else, a path, a query or a user name included: paths would break signatures, and
     credentials have parameters of their own.
     """
@@ -44,9 +45,9 @@ def parse_endpoint(url: str) -> Endpoint:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigError(f"the gateway URL cannot be read: {error}") from None
+        raise ConfigError(f"{what} cannot be read: {error}") from None
     if parts.scheme not in _DEFAULT_PORTS or not host or not _PRINTABLE.fullmatch(url):
-        raise ConfigError("the gateway URL must be http://host[:port] or https://host[:port]")
+        raise ConfigError(f"{what} must be http://host[:port] or https://host[:port]")
     if parts.username is not None or parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ConfigError("the gateway URL must hold a scheme, a host and a port only")
+        raise ConfigError(f"{what} must hold a scheme, a host and a port only")
     return Endpoint(parts.scheme, host, _DEFAULT_PORTS[parts.scheme] if port is None else port)

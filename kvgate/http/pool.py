@@ -1,4 +1,4 @@
-"""A bounded number of kept-alive connections to one gateway."""
+"""A bounded number of kept-alive connections to one server."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import ssl
 import threading
 from collections.abc import Callable
 
-from kvgate.client.connection import Connection
-from kvgate.client.deadline import Deadline
-from kvgate.client.endpoint import Endpoint
-from kvgate.client.resolver import Resolver
-from kvgate.client.wire import connect, connect_unix
 from kvgate.errors import DeadlineExceeded, GatewayUnavailable
+from kvgate.http.connection import Connection
+from kvgate.http.deadline import Deadline
+from kvgate.http.endpoint import Endpoint
+from kvgate.http.resolver import Resolver
+from kvgate.http.wire import connect, connect_unix
 
 _CUT_POLL_S = 0.05
 
@@ -70,7 +70,7 @@ class Pool:
             self._slots.release()
 
     def use_unix_socket(self, path: str, lost: Callable[[], None]) -> None:
-        """Make new connections to the gateway's unix socket, until one fails; an empty path for TCP again.
+        """Make new connections to the server's unix socket, until one fails; an empty path for TCP again.
 
         lost: called when one fails
         """
@@ -102,7 +102,7 @@ class Pool:
         return Connection(connect(self._endpoint, self._resolver.addresses(deadline), self._tls, deadline))
 
     def _kept(self) -> Connection | None:
-        """An idle connection that the gateway has not ended meanwhile; those that it has are closed."""
+        """An idle connection that the server has not ended meanwhile; those that it has are closed."""
         while True:
             with self._lock:
                 if not self._idle:
