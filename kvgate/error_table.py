@@ -83,6 +83,8 @@ TABLE: dict[type[BaseException], Row] = {
     errors.StoreFull: Row("SlowDown", 503),  # for now: what fills it is in flight, and leaves
     errors.ArenaFull: Row("SlowDown", 503),
     errors.TierFull: Row("SlowDown", 503),
+    errors.TierBusy: Row("SlowDown", 503),
+    errors.TierAway: Row("ServiceUnavailable", 503),
     errors.Overloaded: Row("SlowDown", 503),
     # leases and reservations
     errors.NoSuchLease: Row("NoSuchLease", 404),

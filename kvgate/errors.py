@@ -95,6 +95,18 @@ class TierAway(TierError):
         super().__init__(message, transient=True)
 
 
+class TierSkipped(TierAway):
+    """A tier is not asked for now, because it was not reached a moment ago."""
+
+
+class TierBusy(TierError):
+    """More operations wait for a tier than may, or one waited too long for its turn; transient. Says nothing of the
+    tier itself."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, transient=True)
+
+
 class NotInTier(TierError):
     """A tier holds no copy of the object."""
 

@@ -102,6 +102,31 @@ class Metrics:
         self.tier_objects = Gauge(
             "kvgate_tier_objects", "Objects with a copy in a tier", ["tier"], registry=self.registry
         )
+        self.tier_operations = Counter(
+            "kvgate_tier_operations_total",
+            "Operations on a shared tier, by how they ended",
+            ["tier", "operation", "result"],
+            registry=self.registry,
+        )
+        self.tier_operation_seconds = Histogram(
+            "kvgate_tier_operation_seconds",
+            "Time of operations on a shared tier, waits and retries included, without those that it was not asked for",
+            ["tier", "operation"],
+            buckets=_LATENCY_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.tier_bytes = Counter(
+            "kvgate_tier_bytes_total",
+            "Bytes of bodies moved to a shared tier, `written`, and from it, `read`",
+            ["tier", "direction"],
+            registry=self.registry,
+        )
+        self.tier_state = Gauge(
+            "kvgate_tier_state",
+            "Whether a shared tier is asked: 0, or counts as away: 2, which is tried right now: 1",
+            ["tier"],
+            registry=self.registry,
+        )
         self.ready_bytes = Gauge(
             "kvgate_ready_bytes",
             "Memory of the host tier that is prepared for new objects and belongs to no tenant yet",

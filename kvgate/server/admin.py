@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from kvgate.metrics import Metrics
+from kvgate.tiers.circuit import Health
 
 
-def admin_app(metrics: Metrics, collect: Callable[[], None], ready: Callable[[], bool]) -> web.Application:
+def admin_app(
+    metrics: Metrics,
+    collect: Callable[[], None],
+    ready: Callable[[], bool],
+    healths: Callable[[], Mapping[str, Health | None]],
+) -> web.Application:
     """The application of the admin port.
 
     collect: brings the gauges up to date before a scrape
     ready:   whether the gateway takes requests: not before it is open, and no more once it drains
+    healths: how the tiers are, the fastest first; None for one of the gateway's own
     """
 
     async def get_metrics(_: web.Request) -> web.Response:
@@ -25,8 +32,18 @@ def admin_app(metrics: Metrics, collect: Callable[[], None], ready: Callable[[],
         return web.Response(text="ok\n")
 
     async def get_readyz(_: web.Request) -> web.Response:
-        return web.Response(text="ready\n") if ready() else web.Response(status=503, text="not ready\n")
+        """200 also while a shared tier is away: the gateway serves from the others, and says so here."""
+        tiers = {name: _described(health) for name, health in healths().items()}
+        return web.json_response({"ready": ready(), "tiers": tiers}, status=200 if ready() else 503)
 
     app = web.Application()
     app.add_routes([web.get("/metrics", get_metrics), web.get("/healthz", get_healthz), web.get("/readyz", get_readyz)])
     return app
+
+
+def _described(health: Health | None) -> dict[str, object]:
+    if health is None:
+        return {"state": "ready"}
+    state = "ready" if health.state == "closed" else "away"
+    described: dict[str, object] = {"state": state, "circuit": health.state, "for_s": round(health.for_s, 1)}
+    return described | ({"last_error": health.error} if health.error else {})

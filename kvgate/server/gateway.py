@@ -35,7 +35,9 @@ from kvgate.server.http1.front import Listener, PlainFront
 from kvgate.server.listening import BACKLOG, listen_tcp, listening_unix
 from kvgate.server.shm.listener import EngineListener
 from kvgate.store.store import open_store
+from kvgate.tiers.circuit import Health
 from kvgate.tiers.disk import DiskTier
+from kvgate.tiers.guarded import Guarded, guarded
 from kvgate.tiers.host import HostTier
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,14 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
     in memory is written to the lower tiers. Raises ConfigError for an address that cannot be had, TierError.
     """
     metrics, tenants = Metrics(), Tenants(config.tenants)
-    memory, *lower = [each.make() for each in config.tier_options()]
+    options = config.tier_options()
+    memory, *made = [each.make() for each in options]
     assert isinstance(memory, HostTier)
+    lower = [
+        guarded(tier, each.rules, metrics) if tier.shared else tier
+        for tier, each in zip(made, options[1:], strict=True)
+    ]
+    shared = [tier for tier in lower if isinstance(tier, Guarded)]
     catalog = next((_catalog_path(tier) for tier in lower if isinstance(tier, DiskTier)), None)
     listen = config.listen
     authenticator = Authenticator(
@@ -77,7 +85,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         unsigned = config.unsigned_tenant or (next(iter(config.tenants)) if len(config.tenants) == 1 else "")
         s3 = S3(store, tenants, authenticator, listen.region, tenants.get(unsigned))
         boot_id = secrets.token_bytes(BOOT_ID_NBYTES)
-        collectors = [store.collect]
+        collectors = [store.collect, *[tier.collect for tier in shared]]
         if listen.shm_socket:
             shm = EngineListener(
                 stack.enter_context(
@@ -118,7 +126,10 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
             for each in collectors:
                 each()
 
-        app = admin_app(metrics, collect, lambda: not draining.is_set())
+        def healths() -> dict[str, Health | None]:
+            return {tier.name: tier.health if isinstance(tier, Guarded) else None for tier in (memory, *lower)}
+
+        app = admin_app(metrics, collect, lambda: not draining.is_set(), healths)
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
         plain = PlainFront(handle, listen, metrics)
         stack.callback(plain.close)

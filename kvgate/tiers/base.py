@@ -89,7 +89,8 @@ class Reader(Protocol):
 
         `start` is a multiple of BLOCK_NBYTES, and so is `start + nbytes` unless it is the end of the object.
         arrived: told on the way how many of the first bytes are there and verified, always fewer than `nbytes`
-        Raises NotInTier, CorruptCopy, or another TierError. When cancelled, the lease is held until the copy has ended.
+        Raises NotInTier, CorruptCopy, or another TierError, and then nothing writes to the lease any more. When
+        cancelled, the lease is held until the copy has ended.
         """
 
     async def close(self) -> None:

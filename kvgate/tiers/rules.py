@@ -67,3 +67,7 @@ class TierRules:
         for key in ("timeout", "lookup_timeout", "retry_after", "min_rate", "in_flight"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key}: expected more than 0, got {getattr(self, key):g}")
+
+    def allowed_s(self, nbytes: int, *, lookup: bool = False) -> float:
+        """How long an operation that moves `nbytes` may take, its wait and its retries included."""
+        return self.lookup_timeout if lookup else self.timeout + nbytes / self.min_rate
