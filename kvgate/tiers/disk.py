@@ -27,6 +27,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -36,13 +37,13 @@ from kvgate.memory.digest import BLOCK_NBYTES
 from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
 from kvgate.tiers.base import Copy, Record, Usage
-from kvgate.tiers.disk_file import read_footer
+from kvgate.tiers.disk_file import open_verified, read_footer
 from kvgate.tiers.disk_index import BATCH_ROWS, DiskIndex
 from kvgate.tiers.disk_streams import (
     FOOTER_ALLOWANCE_NBYTES,
     PAGE_NBYTES,
-    DiskReader,
-    DiskUpload,
+    FileReader,
+    FileUpload,
     footprint,
     unlink,
 )
@@ -230,19 +231,20 @@ class DiskTier:
 
     # --- copies -------------------------------------------------------------------------------------------------------
 
-    async def begin(self, tenant: str, nbytes: int | None) -> DiskUpload:
+    async def begin(self, tenant: str, nbytes: int | None) -> FileUpload:
         """See Tier."""
         if nbytes is not None and nbytes > self.room(tenant):
             raise TierFull(f"the disk tier has no room for {nbytes} bytes")
-        return DiskUpload(self, next(self._file_numbers), nbytes or 0)
+        file = next(self._file_numbers)
+        return FileUpload(self, _Place(self, file), file, nbytes or 0)
 
     async def publish(self, record: Record, copy: Copy) -> None:
         """See Tier."""
         await self._index.put(record, copy)
 
-    def open(self, record: Record, copy: Copy) -> DiskReader:
+    def open(self, record: Record, copy: Copy) -> FileReader:
         """See Tier."""
-        return DiskReader(self, record, self.path(copy))
+        return FileReader(self, record, partial(open_verified, str(self.path(copy)), record))
 
     async def delete(self, record: Record, copy: Copy) -> None:
         """See Tier."""
@@ -294,6 +296,25 @@ class DiskTier:
         """
         with _tier_errors():
             return await run_holding(lease, self._threads, fn, *args, **kwargs)
+
+
+class _Place:
+    """See Place: where file number `file` goes."""
+
+    def __init__(self, tier: DiskTier, file: int) -> None:
+        self.temporary = tier.temporary_path(file)
+        self._tier = tier
+        self._file = file
+
+    def settle(self, record: Record) -> bool:
+        """See Place."""
+        self._tier.settle(self._file)
+        return True
+
+    def discard(self) -> None:
+        """See Place."""
+        unlink(self.temporary)
+        unlink(self._tier.path(self._file))  # where a `finish` that was cancelled may have brought it
 
 
 def _body_nbytes(room_nbytes: int) -> int:

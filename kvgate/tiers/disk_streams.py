@@ -1,22 +1,23 @@
-"""Bytes on their way into and out of a disk tier: one file being written, one file being read."""
+"""Bytes on their way into and out of a tier of files: one file being written, one file being read."""
 
 from __future__ import annotations
 
 import os
 import threading
 from array import array
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import ParamSpec, Protocol, TypeVar
 
 from kvgate.errors import CorruptCopy, TierError, TierFull
 from kvgate.memory.digest import BLOCK_NBYTES, span_of_blocks, verify_blocks
 from kvgate.memory.lease import Lease
 from kvgate.tiers.base import Arrived, Copy, Record
-from kvgate.tiers.disk_file import open_verified, read_all, write_all
+from kvgate.tiers.disk_file import read_all, write_all
 from kvgate.tiers.footer import encode_footer
 
-if TYPE_CHECKING:
-    from kvgate.tiers.disk import DiskTier
+P = ParamSpec("P")
+T = TypeVar("T")
 
 PAGE_NBYTES = 4096
 FOOTER_ALLOWANCE_NBYTES = 4096
@@ -25,48 +26,79 @@ _LONGEST_STEP_NBYTES = 4 << 20
 _NEW_FILE = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
-class DiskUpload:
-    """A file on its way into the tier."""
+class Files(Protocol):
+    """What the streams ask of their tier."""
 
-    def __init__(self, tier: DiskTier, file: int, nbytes: int) -> None:
-        self._tier = tier
-        self._file = file
+    @property
+    def fsync(self) -> bool:
+        """Whether files must survive a loss of power."""
+
+    def room(self, tenant: str) -> int:
+        """See Tier."""
+
+    def take(self, nbytes: int) -> None:
+        """Count `nbytes` more as taken, or give back when negative."""
+
+    async def run(self, lease: Lease | tuple[()], fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run blocking work in a thread, to its end even when the caller is cancelled; the lease is held until then."""
+
+
+class Place(Protocol):
+    """Where one upload goes. The methods block."""
+
+    temporary: Path
+    """Its file until it is complete."""
+
+    def settle(self, record: Record) -> bool:
+        """Bring the complete file to its place; False when an equal copy was there, and the file is gone."""
+
+    def discard(self) -> None:
+        """Remove the file from wherever it is. Idempotent."""
+
+
+class FileUpload:
+    """A file on its way into a tier, which knows its copies by `copy`."""
+
+    def __init__(self, files: Files, place: Place, copy: Copy, nbytes: int) -> None:
+        self._files = files
+        self._place = place
+        self._copy = copy
         self._offset = 0
         self._fd = -1
         self._lock = threading.Lock()  # held by whichever thread uses the descriptor
         self._ended = False
         self._discarded = False
         self._taken_nbytes = footprint(nbytes)
-        tier.take(self._taken_nbytes)
+        files.take(self._taken_nbytes)
 
     async def write(self, lease: Lease, start: int, stop: int) -> None:
         """See Upload."""
         grown = footprint(self._offset + stop - start) - self._taken_nbytes
         if grown > 0:
-            if grown > self._tier.room(lease.owner):
-                raise TierFull(f"the disk tier has no room for an object of {self._offset + stop - start} bytes")
+            if grown > self._files.room(lease.owner):
+                raise TierFull(f"there is no room for an object of {self._offset + stop - start} bytes")
             self._taken_nbytes += grown
-            self._tier.take(grown)
+            self._files.take(grown)
         offset, self._offset = self._offset, self._offset + stop - start
-        await self._tier.run(lease, self._write, lease.slices(start, stop), offset)
+        await self._files.run(lease, self._write, lease.slices(start, stop), offset)
 
     async def finish(self, record: Record, blocks: array[int]) -> Copy:
         """See Upload."""
         self._ended = True
         try:
-            await self._tier.run((), self._finish, encode_footer(record, blocks))
+            is_new = await self._files.run((), self._finish, record, encode_footer(record, blocks))
         except BaseException:
             self._ended = False
             raise
-        self._tier.take(footprint(record.nbytes) - self._taken_nbytes)
-        return self._file
+        self._files.take((footprint(record.nbytes) if is_new else 0) - self._taken_nbytes)
+        return self._copy
 
     async def abort(self) -> None:
         """See Upload."""
         if not self._ended:
             self._ended = True
-            self._tier.take(-self._taken_nbytes)
-            await self._tier.run((), self._discard)
+            self._files.take(-self._taken_nbytes)
+            await self._files.run((), self._discard)
 
     def _write(self, views: list[memoryview], offset: int) -> None:
         with self._lock:
@@ -76,37 +108,39 @@ class DiskUpload:
         if self._discarded:  # the caller was cancelled, and has aborted before this thread came to work
             raise TierError("the upload was aborted")
         if self._fd < 0:
-            self._fd = os.open(self._tier.temporary_path(self._file), _NEW_FILE, 0o600)
+            self._fd = os.open(self._place.temporary, _NEW_FILE, 0o600)
         write_all(self._fd, views, offset)
 
-    def _finish(self, footer: bytes) -> None:
+    def _finish(self, record: Record, footer: bytes) -> bool:
         with self._lock:
             self._write_locked([memoryview(footer)], self._offset)
-            if self._tier.fsync:
+            if self._files.fsync:
                 os.fsync(self._fd)
-            self._close_locked()
-            self._tier.settle(self._file)
+            self._close_locked()  # a file system of another machine may say only here that it is full
+            return self._place.settle(record)
 
     def _discard(self) -> None:
         with self._lock:
             self._discarded = True
-            self._close_locked()
-            unlink(self._tier.temporary_path(self._file))
-            unlink(self._tier.path(self._file))  # where a `finish` that was cancelled may have brought it
+            try:
+                self._close_locked()
+            finally:
+                self._place.discard()
 
     def _close_locked(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
-class DiskReader:
+class FileReader:
     """One open file. Its descriptor keeps the bytes readable after the file has been removed."""
 
-    def __init__(self, tier: DiskTier, record: Record, path: Path) -> None:
-        self._tier = tier
+    def __init__(self, files: Files, record: Record, open_file: Callable[[], tuple[int, array[int]]]) -> None:
+        """open_file: a descriptor of the file that holds `record`, and the digests of its blocks"""
+        self._files = files
         self._record = record
-        self._path = path
+        self._open_file = open_file
         self._fd = -1
         self._closed = False
         self._blocks: array[int] = array("Q")
@@ -116,7 +150,7 @@ class DiskReader:
         """See Reader."""
         step_nbytes = _step_nbytes(nbytes)
         steps = [lease.slices(at, min(at + step_nbytes, nbytes)) for at in range(0, nbytes, step_nbytes)]
-        return await self._tier.run(lease, self._read, start, steps, arrived)
+        return await self._files.run(lease, self._read, start, steps, arrived)
 
     async def close(self) -> None:
         """See Reader."""
@@ -126,14 +160,14 @@ class DiskReader:
             finally:
                 self._lock.release()
         else:  # a thread whose caller was cancelled still reads
-            await self._tier.run((), self._close)
+            await self._files.run((), self._close)
 
     def _read(self, start: int, steps: list[list[memoryview]], arrived: Arrived | None) -> array[int]:
         with self._lock:
             if self._closed:  # the caller was cancelled, and has closed before this thread came to work
                 raise TierError("the reader is closed")
             if self._fd < 0:
-                self._fd, self._blocks = open_verified(str(self._path), self._record)
+                self._fd, self._blocks = self._open_file()
                 if len(steps) > 1:
                     os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             at = start
@@ -143,7 +177,7 @@ class DiskReader:
                 stop = at + sum(map(len, views))
                 read_all(self._fd, views, at)
                 if not verify_blocks(views, at, stop, self._record.nbytes, self._blocks):
-                    raise CorruptCopy("the bytes on disk do not match their digest")
+                    raise CorruptCopy("the bytes of the file do not match their digest")
                 at = stop
             return self._blocks[span_of_blocks(start, at)]
 
@@ -153,9 +187,9 @@ class DiskReader:
 
     def _close_locked(self) -> None:
         self._closed = True
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
 
 
 def _step_nbytes(nbytes: int) -> int:
