@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.layout import parse_range
@@ -37,6 +37,29 @@ class Fields:
     def optional_text(self, name: str) -> str:
         """As `text`; empty when it is not given."""
         return self.text(name) if self._members.get(name) is not None else ""
+
+    def has(self, name: str) -> bool:
+        """Whether a member is given."""
+        return self._members.get(name) is not None
+
+    def texts(self, name: str, most: int) -> list[str]:
+        """At most `most` texts, each as `text` takes it."""
+        value = self._given(name)
+        if not isinstance(value, list) or len(value) > most:
+            raise InvalidArgument(f"{name}: expected a list of at most {most} texts, got {_kind(value)}")
+        for position, item in enumerate(value):
+            if not isinstance(item, str) or not 0 < len(item) <= _MAX_TEXT_CHARS:
+                raise InvalidArgument(
+                    f"{name}[{position}]: expected text of 1 to {_MAX_TEXT_CHARS} characters, got {_kind(item)}"
+                )
+        return value
+
+    def optional_map(self, name: str) -> Mapping[str, object] | None:
+        """A map with text keys; None when it is not given."""
+        value = self._members.get(name)
+        if value is not None and not (isinstance(value, dict) and all(type(key) is str for key in value)):
+            raise InvalidArgument(f"{name}: expected a map with text keys, got {_kind(value)}")
+        return value
 
     def hex_digest(self, name: str) -> str:
         value = self._given(name)

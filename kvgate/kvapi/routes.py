@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvgate.errors import MethodNotAllowed, UnsupportedOperation
-from kvgate.kvapi import match, read, release, reserve, session, stats, tenant
+from kvgate.kvapi import explain, match, read, release, reserve, session, stats, tenant
 from kvgate.kvapi.call import Call
 
 DOCUMENT = ("GET", "/_kv/v1/openapi.yaml")
@@ -12,6 +12,7 @@ DOCUMENT = ("GET", "/_kv/v1/openapi.yaml")
 ROUTES: dict[tuple[str, str], Call] = {
     ("POST", "/_kv/v1/match"): match.call,
     ("POST", "/_kv/v1/read"): read.call,
+    ("POST", "/_kv/v1/explain"): explain.call,
     ("POST", "/_kv/v1/release"): release.call,
     ("POST", "/_kv/v1/session"): session.call,
     ("POST", "/_kv/v1/reserve"): reserve.reserve,

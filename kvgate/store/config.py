@@ -51,6 +51,11 @@ class StoreConfig:
     max_reservations: int = option(
         default=1024, help="how many chunks one tenant can have reserved for writing in slices at the same time"
     )
+    ghosts: int = option(
+        default=100_000,
+        help="objects of one tenant, gone or refused, of which `explain` can say what became of them; 150 bytes each, "
+        "0 remembers none",
+    )
     reserved_share: float = option(
         default=0.5,
         help="the share of memory that reserved chunks may take; one tenant gets at most as much of it as is left free",
@@ -72,5 +77,7 @@ class StoreConfig:
         for key in ("max_leases", "max_reservations"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{key}: expected at least 1, got {getattr(self, key)}")
+        if not 0 <= self.ghosts <= 100_000_000:
+            raise ConfigError(f"ghosts: expected 0 to 100000000, got {self.ghosts}")
         if not 0 <= self.reserved_share <= 1:
             raise ConfigError(f"reserved_share: expected 0 to 1, got {self.reserved_share:g}")

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from kvgate.errors import CorruptCopy, KVGateError, TierError
 from kvgate.metrics import Metrics
 from kvgate.store.eviction.base import EvictionPolicy
+from kvgate.store.ghosts import Fate, Ghosts
 from kvgate.store.index import Entry, Index
 from kvgate.store.quota import Quota
 from kvgate.store.residents import Residents
@@ -47,6 +48,7 @@ class Copies:
         quota: Quota,
         policy: Callable[[], EvictionPolicy[Entry]],
         metrics: Metrics,
+        ghosts: Ghosts,
     ) -> None:
         self.memory = memory
         self.tiers: tuple[Tier, ...] = (memory, *lower)
@@ -57,6 +59,7 @@ class Copies:
         self._index = index
         self._quota = quota
         self._metrics = metrics
+        self.ghosts = ghosts
         self._superseded: dict[Entry, list[Entry]] = {}  # by the version that replaces them
         self._awaited: set[Entry] = set()  # every entry in those lists
         self._tasks: asyncio.TaskGroup
@@ -173,11 +176,12 @@ class Copies:
             if error is not None:
                 raise error
 
-    def lose_if_bare(self, entry: Entry) -> None:
-        """Make an entry invisible that has no copy left."""
+    def lose_if_bare(self, entry: Entry, fate: Fate, rank: int) -> None:
+        """Make an entry invisible that has no copy left, and remember what became of the last one and in which tier."""
         if entry.current and not any(copy is not None for copy in entry.copies):
             self._index.remove(entry)
             self._quota.give_back(entry.record.tenant, entry.record.nbytes)
+            self.ghosts.note(entry.record, fate, self.tiers[rank].name)
 
     def drop_bad_copy(self, entry: Entry, rank: int, copy: Copy, error: TierError) -> None:
         """Drop a copy that a read found to be wrong or gone, unless that has happened already."""
@@ -190,7 +194,7 @@ class Copies:
         self.drop_copy(entry, rank)
         if entry.current and not any(copy is not None for copy in entry.copies):
             self._metrics.lost_objects.inc()
-            self.lose_if_bare(entry)
+            self.lose_if_bare(entry, Fate.CORRUPT if isinstance(error, CorruptCopy) else Fate.GONE, rank)
 
     async def _delete(self, entry: Entry, rank: int, copy: Copy) -> None:
         try:

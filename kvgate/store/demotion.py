@@ -11,6 +11,7 @@ from kvgate.memory.lease import Lease
 from kvgate.metrics import Metrics
 from kvgate.store.backlog import Backlog
 from kvgate.store.copies import MEMORY, Copies
+from kvgate.store.ghosts import Fate
 from kvgate.store.index import Entry
 from kvgate.store.room import Room
 from kvgate.tiers.base import Copy
@@ -68,7 +69,7 @@ class Demotion:
         except TierError:
             if entry.copies[rank] is copy:
                 copies.drop_copy(entry, rank)
-                copies.lose_if_bare(entry)
+                copies.lose_if_bare(entry, Fate.NOT_WRITTEN_BACK, rank)
             raise
         copies.settle(entry)
 

@@ -11,6 +11,7 @@ from kvgate.errors import NoSuchBucket
 from kvgate.metrics import Metrics
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import Copies
+from kvgate.store.ghosts import Fate
 from kvgate.store.index import Entry, Index
 from kvgate.store.lifecycle import SETTING, Rule, due, first_expiry, loads, upload_due
 from kvgate.store.multipart import Multipart
@@ -88,6 +89,7 @@ class Expiry:
             if entry is not None and entry.record is record and not entry.leases and not entry.pinned:
                 self._remove(entry)
                 tasks += self._copies.drop(entry)
+                self._copies.ghosts.note(record, Fate.EXPIRED)
                 self._metrics.expired.inc()
         if tasks:
             await asyncio.wait(tasks)

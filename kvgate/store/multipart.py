@@ -31,6 +31,7 @@ from kvgate.errors import (
     CorruptCopy,
     InvalidPart,
     InvalidPartOrder,
+    KVGateError,
     NoSuchBucket,
     NoSuchKey,
     NoSuchUpload,
@@ -45,7 +46,7 @@ from kvgate.store.quota import Quota
 from kvgate.store.read import Read
 from kvgate.store.spaces import parse_any_key
 from kvgate.store.write import Precondition, Write
-from kvgate.tiers.base import Record
+from kvgate.tiers.base import Name, Record
 
 logger = logging.getLogger(__name__)
 
@@ -198,9 +199,14 @@ class Multipart:
         """
         evict = isinstance(parse_any_key(upload.key), ChunkKey)
         take_quota = partial(self._take_quota, tenant, evict=evict)
-        return await self._open_write(
-            tenant, UPLOADS, f"{upload.id}/{number:05}", None, nbytes, take_quota, pinned=True
-        )
+        try:
+            return await self._open_write(
+                tenant, UPLOADS, f"{upload.id}/{number:05}", None, nbytes, take_quota, pinned=True
+            )
+        except KVGateError as error:
+            name = Name(upload.tenant, upload.bucket, upload.key)
+            self._placement.copies.ghosts.note_refusal(name, error)
+            raise
 
     def while_open(self, upload: MultipartUpload) -> Precondition:
         """Holds as long as an upload is open; raises NoSuchUpload after that."""

@@ -20,6 +20,7 @@ from kvgate.memory.lease import Lease
 from kvgate.metrics import Metrics
 from kvgate.store.backlog import Backlog
 from kvgate.store.copies import MEMORY, Copies
+from kvgate.store.ghosts import Fate
 from kvgate.store.index import Entry
 
 _MAX_VICTIMS = 4096
@@ -96,7 +97,7 @@ class Room:
                 freed += entry.record.nbytes
                 self._metrics.evicted.labels("quota").inc()
                 self._copies.drop(entry)
-                self._copies.lose_if_bare(entry)
+                self._copies.lose_if_bare(entry, Fate.EVICTED_BY_QUOTA, rank)
 
     def _leave_a_window(self, nbytes: int) -> None:
         """Raises ArenaFull for a lease that would leave no room for a window."""
@@ -132,7 +133,8 @@ class Room:
     def _evict(self, entry: Entry, rank: int) -> None:
         self._metrics.evicted.labels(self._copies.tiers[rank].name).inc()
         self._copies.drop_copy(entry, rank)
-        self._copies.lose_if_bare(entry)
+        unwritten = rank == MEMORY and self._copies.lower_ranks
+        self._copies.lose_if_bare(entry, Fate.NOT_WRITTEN_BACK if unwritten else Fate.EVICTED, rank)
 
 
 def _may_leave_lower_tier(entry: Entry) -> bool:

@@ -5,7 +5,7 @@ holds up another request. A name means something only together with its tenant: 
 tenant's credential that belongs to another's.
 
 `Store.buckets` holds the buckets, `Store.multipart` what is uploaded in parts, and `Store.chunk_writes` the chunks that
-come in slices.
+come in slices. `Store.explain` says where an object is, or why it is not here.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from kvgate.store.chunk_writes import ChunkWrites
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import MEMORY, Copies
 from kvgate.store.expiry import Expiry
+from kvgate.store.explain import Explain
 from kvgate.store.foreign import ForeignClients
+from kvgate.store.ghosts import Fate, Ghosts
 from kvgate.store.index import Entry, Index, Listing
 from kvgate.store.leases import LeaseTable
 from kvgate.store.loan import Loan
@@ -50,7 +52,7 @@ from kvgate.store.spaces import Spaces, parse_any_key
 from kvgate.store.survivors import Survivors
 from kvgate.store.values import Match, TenantStats, TierUsage
 from kvgate.store.write import Precondition, Write
-from kvgate.tiers.base import Record, Tier
+from kvgate.tiers.base import Name, Record, Tier
 from kvgate.tiers.host import HostTier
 
 logger = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ class Store:
         self._quota = Quota()
         self._spaces = Spaces()
         policy = plugins.load("kvgate.eviction", config.eviction)
-        copies = Copies(memory, lower, self._index, self._quota, policy, metrics)
+        copies = Copies(memory, lower, self._index, self._quota, policy, metrics, Ghosts(config.ghosts))
         self._placement = Placement(copies, metrics)
         self._foreign = ForeignClients(self._placement, self._index, config.prefetch, metrics)
         self._leases = LeaseTable(config.max_leases, clock, copies.lease_all, copies.unlease_all)
@@ -111,6 +113,7 @@ class Store:
             clock=time.time,
         )
         self.buckets = Buckets(self._index, catalog, self.multipart)
+        self.explain = Explain(self._index, copies, self._space, config.eviction)
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -213,6 +216,7 @@ class Store:
         if entry is None:
             return False
         self._remove(entry)
+        self._placement.copies.ghosts.note(entry.record, Fate.DELETED)
         await self._placement.copies.delete(entry)
         return True
 
@@ -345,6 +349,7 @@ class Store:
             survivors.install(self._index, self._quota, self._placement.copies.residents)
             del survivors
             self.multipart.load()
+            self._placement.copies.ghosts.begin()
         finally:
             gc.freeze()  # nor need it be looked at later
             gc.enable()
@@ -392,7 +397,11 @@ class Store:
         whole: bool = False,
     ) -> Write:
         """An upload to a key that names `kind`; `take_quota` counts its bytes. Raises what `open_write` names."""
-        space = await self._space(tenant.name, bucket, kind.space) if isinstance(kind, ChunkKey) else None
+        try:
+            space = await self._space(tenant.name, bucket, kind.space) if isinstance(kind, ChunkKey) else None
+        except UnknownSpace as error:
+            self._placement.copies.ghosts.note_refusal(Name(tenant.name, bucket, key), error)
+            raise
         write = Write(
             tenant=tenant,
             bucket=bucket,

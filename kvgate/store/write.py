@@ -10,6 +10,7 @@ Invariants
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -21,6 +22,8 @@ from kvgate.errors import (
     ArenaFull,
     IncompleteBody,
     InvalidRequest,
+    KVGateError,
+    NoSuchBucket,
     ObjectChanged,
     ObjectTooLarge,
     StoreFull,
@@ -33,11 +36,12 @@ from kvgate.memory.lease import Lease
 from kvgate.messages import ResponseBody, views
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import MEMORY
+from kvgate.store.ghosts import Fate
 from kvgate.store.index import Entry, Index
 from kvgate.store.placement import Placement
 from kvgate.store.quota import Quota
 from kvgate.store.spaces import KEPT_PREFIX_NBYTES, Spaces, check_body, check_immutable, check_length
-from kvgate.tiers.base import Copy, Record, Upload
+from kvgate.tiers.base import Copy, Name, Record, Upload
 
 Precondition = Callable[[Record | None], None]
 """Sees the current record of the key, or None, in the same step in which a change takes effect; raises to refuse it."""
@@ -103,16 +107,17 @@ class Write:
 
         whole: in memory or not at all, so that there is a `slot`
         """
-        self._take(self._declared_nbytes or 0)
         nbytes = _FIRST_NBYTES if self._declared_nbytes is None else self._declared_nbytes
         try:
+            self._take(self._declared_nbytes or 0)
             try:
                 self._lease = self._placement.room.reserve(self._owner or self._tenant.name, nbytes)
             except ArenaFull as error:
                 if whole or self._owner is not None:
                     raise StoreFull(f"memory has no room to be filled from outside: {error}") from error
                 await self._stream_from_here()
-        except BaseException:
+        except BaseException as error:
+            self._note(error)
             await self.abort()
             raise
 
@@ -213,6 +218,9 @@ class Write:
         """
         try:
             return await self._commit(attributes, precondition, restated)
+        except KVGateError as error:
+            self._note(error)
+            raise
         finally:
             await self.abort()
 
@@ -235,7 +243,16 @@ class Write:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None and not self._ended:
+            self._note(error)
         await self.abort()
+
+    def _note(self, error: BaseException) -> None:
+        """Remember why there is no such object, unless there is one of the key all the same."""
+        name = Name(self._tenant.name, self._bucket, self._key)
+        with contextlib.suppress(NoSuchBucket):
+            if self._index.get(*name) is None:
+                self._placement.copies.ghosts.note_refusal(name, error)
 
     def _open_lease(self) -> Lease:
         assert self._lease is not None, "the upload has ended"
@@ -390,6 +407,8 @@ class Write:
             self._spaces.put(entry, space)
         if replaced is not None:
             self._quota.give_back(replaced.record.tenant, replaced.record.nbytes)
+            if not replaced.record.same_body(entry.record):
+                placement.copies.ghosts.note(replaced.record, Fate.REPLACED)
             placement.copies.supersede(entry, replaced)
         self._on_visible(entry.record)
 
@@ -397,6 +416,7 @@ class Write:
         if entry.current:
             self._index.remove(entry)
             self._quota.give_back(entry.record.tenant, entry.record.nbytes)
+            self._placement.copies.ghosts.note(entry.record, Fate.REFUSED_BY_TIER)
         self._placement.copies.drop(entry)
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from kvgate.auth.sigv4 import Credential, presign
+from kvgate.chunk.space import Space
 from kvgate.kvapi.routes import DOCUMENT, ROUTES
 from kvgate.store.config import StoreConfig
 from tests.client.chunks import SPACE
@@ -463,3 +464,75 @@ def test_examples_and_requests_are_as_the_document_says(document) -> None:
         "200",
         document["paths"][MATCH]["post"]["responses"]["200"]["content"]["application/json"]["example"],
     )
+
+
+# --- explain ----------------------------------------------------------------------------------------------------------
+
+
+EXPLAIN = "/_kv/v1/explain"
+
+
+async def test_explain_tells_of_each_chunk_in_order_in_both_encodings(open_api, document) -> None:
+    async with open_api() as opened:
+        hashes = await opened.put_chunks(2)
+        await opened.store.delete("alpha", "bucket", f"kv/{SPACE.id}/{hashes[1].hex()}")
+        for packed in (False, True):
+            form = [each if packed else each.hex() for each in [hashes[1], hashes[0], bytes(32)]]
+            status, answer = await opened.ask(EXPLAIN, question(form), packed=packed)
+            assert status == 200
+            assert [each["status"] for each in answer["objects"]] == ["deleted", "present", "not-written"]
+            assert answer["objects"][1]["tiers"] == ["host"]
+            assert answer["nearest"] == []
+            assert 0 <= answer["now_ms"] - answer["objects"][0]["at_ms"] < 60_000
+            _check(document, EXPLAIN, "post", "200", answer)
+        keys = ["a/report", str(answer["objects"][1]["key"])]
+        status, answer = await opened.ask(EXPLAIN, {"bucket": "bucket", "keys": keys})
+        assert [each["status"] for each in answer["objects"]] == ["not-written", "present"]
+        assert answer["nearest"] is None
+
+
+async def test_explain_tells_a_tenant_of_its_own_objects_alone(open_api) -> None:
+    async with open_api() as opened:
+        hashes = await opened.put_chunks(2)
+        await opened.store.delete("alpha", "bucket", f"kv/{SPACE.id}/{hashes[1].hex()}")
+        asked = question([each.hex() for each in hashes])
+        _, answer = await opened.ask(EXPLAIN, asked, tenant="beta")
+        assert [each["status"] for each in answer["objects"]] == ["not-written", "not-written"]
+        assert answer["nearest"] is None
+
+
+async def test_explain_takes_the_manifest_of_a_space_that_is_not_there(open_api) -> None:
+    async with open_api() as opened:
+        await opened.put_chunks(1)
+        other = SPACE.manifest() | {"lora": "sha256:" + "3" * 64}
+        space = Space.from_manifest(other).id
+        asked = question([H]) | {"space": space}
+        assert (await opened.ask(EXPLAIN, asked))[1]["nearest"] is None
+        _, answer = await opened.ask(EXPLAIN, asked | {"manifest": other})
+        assert answer["nearest"] == [{"space": SPACE.id, "differs": ["lora"], "chunks": 1}]
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"bucket": "bucket"}, "space: this field needs a value"),
+        ({"bucket": "bucket", "keys": ["a"], "space": H}, "space: not together with `keys`"),
+        ({"bucket": "bucket", "keys": "a"}, "keys: expected a list"),
+        ({"bucket": "bucket", "keys": ["a"] * 9}, "keys: expected a list of at most 8"),
+        ({"bucket": "bucket", "keys": ["a", 1]}, "keys[1]: expected text"),
+        ({"bucket": "bucket", "space": H, "hashes": [H] * 9}, "hashes: at most 8"),
+        ({"bucket": "bucket", "space": H, "hashes": [H], "manifest": "x"}, "manifest: expected a map"),
+        ({"bucket": "bucket", "space": H, "hashes": [H], "manifest": SPACE.manifest()}, "manifest: it is the manifest"),
+    ],
+)
+async def test_explain_names_the_field_that_is_wrong(open_api, asked, named) -> None:
+    async with open_api(max_explain=8) as opened:
+        status, answer = await opened.ask(EXPLAIN, asked)
+        assert (status, answer["code"]) == (400, "InvalidArgument")
+        assert named in answer["message"]
+
+
+async def test_explain_of_an_unknown_bucket_is_told(open_api) -> None:
+    async with open_api() as opened:
+        status, answer = await opened.ask(EXPLAIN, question([H]) | {"bucket": "elsewhere"})
+        assert (status, answer["code"]) == (404, "NoSuchBucket")
