@@ -101,6 +101,11 @@ def row_of(error: BaseException) -> Row:
     return INTERNAL
 
 
+def retry_after(error: BaseException) -> str:
+    """The value of Retry-After for an error with status 503: after how many seconds to try again."""
+    return str(error.retry_after_s) if isinstance(error, errors.RateLimited) else "1"
+
+
 def message_of(error: BaseException) -> str:
     """What the caller may read about an error: the domain's own words, and nothing of a defect."""
     if row_of(error) is INTERNAL:

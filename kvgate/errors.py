@@ -175,6 +175,14 @@ class Overloaded(KVGateError):
     """A bounded queue is full; the caller should slow down and try again."""
 
 
+class RateLimited(Overloaded):
+    """The tenant is over one of its rates; after `retry_after_s` whole seconds it may go on."""
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class NoSuchUpload(KVGateError):
     """A multipart upload that does not exist, has ended, or is for another tenant, bucket or key."""
 

@@ -89,6 +89,12 @@ class Metrics:
         self.evicted = Counter(
             "kvgate_evicted_objects_total", "Copies evicted to make room", ["tier"], registry=self.registry
         )
+        self.refusals = Counter(
+            "kvgate_refusals_total",
+            "Refusals because of a tenant's limits, by what it was over",
+            ["reason"],
+            registry=self.registry,
+        )
         self.expired = self._counter(
             "kvgate_expired_objects_total", "Objects deleted because a lifecycle rule made them expire"
         )

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from kvgate.auth.limits import NO_RATE, RateConfig
 from kvgate.config import Secret, Size, option
 from kvgate.errors import ConfigError, UnknownAccessKey
 
@@ -47,6 +48,7 @@ class TenantConfig:
         help="any text; equal salts make equal tokens the same chunk hash. By default the tenant's name is used",
     )
     max_buckets: int = option(default=100, help="how many buckets the tenant may have")
+    rate: RateConfig = option(default=NO_RATE, help="how fast the tenant may go")
 
     def __post_init__(self) -> None:
         if not self.access_keys:
@@ -64,6 +66,7 @@ class Tenant:
     quota_nbytes: int | None = None
     salt: bytes = field(default=b"", repr=False)
     max_buckets: int = 100
+    rate: RateConfig = NO_RATE
 
 
 def tenant_salt(text: str) -> bytes:
@@ -84,7 +87,7 @@ class Tenants:
                     f"tenant {name!r}: expected 1 to 63 of a-z 0-9 . _ -, beginning and ending with a letter or digit"
                 )
             salt = tenant_salt(name if config.salt is None else config.salt)
-            tenant = Tenant(name, config.buckets, config.quota, salt, config.max_buckets)
+            tenant = Tenant(name, config.buckets, config.quota, salt, config.max_buckets, config.rate)
             self._tenants.append(tenant)
             for key in config.access_keys:
                 if key.access_key in self._credentials:

@@ -50,6 +50,7 @@ class KVApi:
             call = route(request.method, request.raw_path)
             operation = call.name
             identity = self._authenticator.authenticate(request)
+            self._store.rates.requests.take(identity.tenant.name)
             parameters = query_members(request.raw_query)
             if call.in_query:
                 fields = Fields(parameters, call.fields)

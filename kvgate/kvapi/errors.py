@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from kvgate.error_table import INTERNAL, message_of, row_of
+from kvgate.error_table import INTERNAL, message_of, retry_after, row_of
 from kvgate.kvapi.encoding import Encoding
 from kvgate.messages import Response
 
@@ -18,6 +18,6 @@ def error_response(error: Exception, encoding: Encoding, *, method: str, request
         logger.error("request %s failed: %s", request_id, type(error).__name__, exc_info=error)
     headers = {"Content-Type": encoding.media_type}
     if row.status == 503:
-        headers["Retry-After"] = "1"
+        headers["Retry-After"] = retry_after(error)
     body = b"" if method == "HEAD" else encoding.pack({"code": row.code, "message": message_of(error)})
     return Response(row.status, headers, body)

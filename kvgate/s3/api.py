@@ -78,6 +78,8 @@ class S3:
         settings = access.settings(owner, bucket)
         if settings:
             answer.headers = self._origins.headers(request, settings)
+        if caller is not None:
+            self._store.rates.requests.take(caller.name)
         if bucket != target.bucket:
             call = call._replace(target=call.target._replace(bucket=bucket))
         expected = plain.headers.get("x-amz-expected-bucket-owner")
@@ -85,6 +87,8 @@ class S3:
             raise AccessDenied("the bucket is not of the owner that x-amz-expected-bucket-owner names")
         if bucket and (settings or caller is not owner):  # owners may do all that they have set nothing against
             access.check(owner, bucket, call.target.key, operation.policy_action, call.target.query)
+        if caller is None:  # who shares with everyone pays for everyone; what is refused costs an owner nothing
+            self._store.rates.requests.take(owner.name)
         try:
             return await operation.run(Context(self._store, self._region, owner, access, settings), call)
         except (NoSuchBucket, NoSuchKey) as error:

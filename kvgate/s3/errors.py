@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from kvgate import errors
-from kvgate.error_table import INTERNAL, message_of, row_of
+from kvgate.error_table import INTERNAL, message_of, retry_after, row_of
 from kvgate.messages import Response
 from kvgate.s3.xml import document, legible
 
@@ -28,7 +28,7 @@ def error_response(error: Exception, *, method: str, resource: str, request_id: 
     if isinstance(error, errors.RDMANotOffered):
         headers["x-amz-rdma-reply"] = str(status)
     if status == 503:
-        headers["Retry-After"] = "1"
+        headers["Retry-After"] = retry_after(error)
     if method == "HEAD" or status == 304:
         return Response(status, headers)
     fields += [("Resource", legible(resource)), ("RequestId", request_id)]

@@ -96,10 +96,10 @@ class OpenWrite(Protocol):
     ) -> Coroutine[Any, Any, Write]: ...
 
 
-class TakeQuota(Protocol):
-    """See Store._take_quota."""
+class QuotaFor(Protocol):
+    """See Store._quota_for."""
 
-    def __call__(self, tenant: Tenant, nbytes: int, *, evict: bool) -> None: ...
+    def __call__(self, tenant: Tenant, *, evict: bool) -> Callable[[int], None]: ...
 
 
 class Multipart:
@@ -114,13 +114,13 @@ class Multipart:
         metrics: Metrics,
         config: StoreConfig,
         open_write: OpenWrite,
-        take_quota: TakeQuota,
+        quota_for: QuotaFor,
         find_space: Callable[[str, str, str], Coroutine[Any, Any, Space]],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._placement, self._index, self._quota = placement, index, quota
         self._metrics, self._config = metrics, config
-        self._open_write, self._take_quota, self._find_space = open_write, take_quota, find_space
+        self._open_write, self._quota_for, self._find_space = open_write, quota_for, find_space
         self._clock = clock
         self._open: dict[str, MultipartUpload] = {}  # by id, the oldest first
         self._completing: dict[str, asyncio.Event] = {}
@@ -198,7 +198,7 @@ class Multipart:
         Overloaded.
         """
         evict = isinstance(parse_any_key(upload.key), ChunkKey)
-        take_quota = partial(self._take_quota, tenant, evict=evict)
+        take_quota = self._quota_for(tenant, evict=evict)
         try:
             return await self._open_write(
                 tenant, UPLOADS, f"{upload.id}/{number:05}", None, nbytes, take_quota, pinned=True

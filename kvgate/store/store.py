@@ -26,7 +26,7 @@ from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.layout import DATA_START, Layout, Strided
 from kvgate.chunk.space import Space
-from kvgate.errors import InvalidManifest, NoSuchBucket, NoSuchKey, UnknownSpace
+from kvgate.errors import InvalidManifest, NoSuchBucket, NoSuchKey, QuotaExceeded, UnknownSpace
 from kvgate.memory import heap
 from kvgate.memory.segment import huge_pages
 from kvgate.messages import views
@@ -47,7 +47,9 @@ from kvgate.store.loan import Loan
 from kvgate.store.multipart import Multipart
 from kvgate.store.placement import Placement
 from kvgate.store.quota import Quota
+from kvgate.store.rates import Rates
 from kvgate.store.read import Read
+from kvgate.store.refusals import Refusals
 from kvgate.store.spaces import Spaces, parse_any_key
 from kvgate.store.survivors import Survivors
 from kvgate.store.values import Match, TenantStats, TierUsage
@@ -78,6 +80,8 @@ class Store:
         self._index = Index()
         self._quota = Quota()
         self._spaces = Spaces()
+        self._refusals = Refusals(metrics)
+        self.rates = Rates(self._refusals, clock)
         policy = plugins.load("kvgate.eviction", config.eviction)
         copies = Copies(memory, lower, self._index, self._quota, policy, metrics, Ghosts(config.ghosts))
         self._placement = Placement(copies, metrics)
@@ -91,7 +95,7 @@ class Store:
             metrics=metrics,
             config=config,
             open_write=self._open_write,
-            take_quota=self._take_quota,
+            quota_for=self._quota_for,
             find_space=self._space,
         )
         self.chunk_writes = ChunkWrites(
@@ -172,11 +176,12 @@ class Store:
         """An upload of `nbytes` bytes, or of a length not known yet.
 
         owner: of the memory, where another process is to fill it; then it is in memory as a whole, or refused
-        Raises NoSuchBucket, InvalidKey, UnknownSpace, QuotaExceeded, ObjectTooLarge, StoreFull, Overloaded.
+        Raises NoSuchBucket, InvalidKey, UnknownSpace, QuotaExceeded, ObjectTooLarge, StoreFull, Overloaded, of which
+        one is RateLimited.
         """
         self._index.bucket(tenant.name, bucket)
         kind = parse_any_key(key)
-        take_quota = partial(self._take_quota, tenant, evict=isinstance(kind, ChunkKey))
+        take_quota = self._quota_for(tenant, evict=isinstance(kind, ChunkKey))
         return await self._open_write(tenant, bucket, key, kind, nbytes, take_quota, owner=owner)
 
     async def set_attributes(
@@ -269,7 +274,7 @@ class Store:
     ) -> BatchRead:
         """Many chunks, or the slice of each that `select` picks; those of an unknown bucket or space are missing.
 
-        Raises what `select` raises, and TierError when the manifest cannot be read.
+        Raises what `select` raises, RateLimited, and TierError when the manifest cannot be read.
         """
         runs, known = None, True
         if select is not None:
@@ -277,11 +282,14 @@ class Store:
                 runs = select((await self._space(tenant, bucket, space)).layout)
             except (NoSuchBucket, UnknownSpace):
                 known = False
+        self.rates.read.take(tenant, 0)
 
         def open_read(key: str) -> Read:
             if not known:
                 raise NoSuchKey("there is no such space")
-            return self.open_read(tenant, bucket, key)
+            read = self.open_read(tenant, bucket, key)
+            self.rates.read.owe(tenant, read.record.nbytes if runs is None else runs.nbytes)
+            return read
 
         return BatchRead(
             [str(ChunkKey(space, chunk_hash.hex())) for chunk_hash in hashes],
@@ -341,6 +349,7 @@ class Store:
         """Open the tiers and find what survived; make the buckets of the configuration."""
         began = time.monotonic()
         self.buckets.load(tenants)
+        self.rates.load(tenants)
         gc.disable()  # nothing of what is made here is garbage, and to look for it takes half the time
         try:
             survivors = Survivors(len(self._placement.copies.tiers))
@@ -424,7 +433,7 @@ class Store:
 
     async def _open_slot(self, tenant: Tenant, bucket: str, key: ChunkKey, space: Space) -> Write:
         """An upload of a chunk whose slot can be filled in any order."""
-        take_quota = partial(self._take_quota, tenant, evict=True)
+        take_quota = self._quota_for(tenant, evict=True)
         nbytes = DATA_START + space.layout.nbytes
         return await self._open_write(tenant, bucket, str(key), key, nbytes, take_quota, whole=True)
 
@@ -463,12 +472,23 @@ class Store:
         self._spaces.put(entry, found)
         return found
 
+    def _quota_for(self, tenant: Tenant, *, evict: bool) -> Callable[[int], None]:
+        """What counts the bytes of one upload of a client. Raises RateLimited, QuotaExceeded.
+
+        evict: whether it may take the place of the tenant's own least useful chunks
+        """
+        return self.rates.upload(tenant.name, partial(self._take_quota, tenant, evict=evict))
+
     def _take_quota(self, tenant: Tenant, nbytes: int, *, evict: bool) -> None:
-        """Count `nbytes` more for a tenant; a chunk may take the place of the tenant's own least useful chunks."""
+        """Count `nbytes` more for a tenant. Raises QuotaExceeded."""
         excess = self._quota.excess(tenant.name, tenant.quota_nbytes, nbytes)
         if excess and evict and nbytes <= (tenant.quota_nbytes or 0):
             self._placement.room.evict_objects(tenant.name, excess, _is_idle_chunk)
-        self._quota.take(tenant.name, tenant.quota_nbytes, nbytes)
+        try:
+            self._quota.take(tenant.name, tenant.quota_nbytes, nbytes)
+        except QuotaExceeded:
+            self._refusals.note(tenant.name, "quota")
+            raise
 
 
 @contextlib.asynccontextmanager

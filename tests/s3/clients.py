@@ -14,14 +14,14 @@ from tests.gateways import ALPHA, Credential, RunningGateway
 
 
 def s3_client(gateway: RunningGateway, credential: Credential = ALPHA, **options: Any) -> Any:
-    """boto3 with default settings, save what `options` say in botocore's Config."""
+    """boto3 that tries once, with default settings otherwise, save what `options` say in botocore's Config."""
     return boto3.client(
         "s3",
         endpoint_url=gateway.url,
         region_name="us-east-1",
         aws_access_key_id=credential.access_key,
         aws_secret_access_key=credential.secret_key,
-        config=Config(retries={"total_max_attempts": 1}, **options),
+        config=Config(**{"retries": {"total_max_attempts": 1}, **options}),
     )
 
 

@@ -37,6 +37,11 @@ class Context(NamedTuple):
         """The tenant who asks; None when the request is not signed."""
         return self.access.caller.name if self.access.caller else None
 
+    @property
+    def payer(self) -> str:
+        """The tenant whose rates bound the request: who asks, or the owner where the request is not signed."""
+        return self.access.caller.name if self.access.caller else self.tenant.name
+
 
 @dataclass(frozen=True, slots=True)
 class Operation(Generic[Input]):

@@ -57,6 +57,7 @@ async def get_chunk_slice(context: Context, input: SliceInput) -> Response:
         if selection.status == 304:
             return Response(304, selection.headers)
         runs = input.runs((await store.space(tenant, bucket, input.chunk.space)).layout)
+        store.rates.read.take(context.payer, runs.nbytes)
         body = await load_slice(read, runs)
         stack.callback(body.close)
         headers = {name: selection.headers[name] for name in ("ETag", "Last-Modified")}

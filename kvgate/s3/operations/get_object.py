@@ -20,6 +20,7 @@ async def get_object(context: Context, input: ReadInput) -> Response:
             selection.headers.update(expiration_headers(context.store, read.record))
         if selection.start == selection.stop:
             return Response(selection.status, selection.headers)
+        context.store.rates.read.take(context.payer, selection.stop - selection.start)
         body = await read.load(selection.start, selection.stop)
         stack.pop_all()
     return Response(selection.status, selection.headers, body)

@@ -191,7 +191,10 @@ class Connection:
 
     def _get(self, attached: _Attached, request: int, asked: handoff.Asked) -> None:
         lent: list[tuple[int, Loan]] = []
+        rates, tenant = self._listener.store.rates, attached.tenant.name
         try:
+            rates.requests.take(tenant)
+            rates.read.take(tenant, 0)
             answers = [self._grant(attached, asked.bucket, key, lent) for key in asked.keys]
         except Exception as error:
             for number, _ in lent:
@@ -229,6 +232,7 @@ class Connection:
         if len(answer) > handoff.MAX_GRANT_NBYTES:  # too large for one frame; HTTP streams it
             attached.grants.release(number)
             return _NOT_IN_MEMORY
+        self._listener.store.rates.read.owe(attached.tenant.name, loan.record.nbytes)
         lent.append((number, loan))
         return answer
 
@@ -273,6 +277,7 @@ class Connection:
     async def _reserve(self, attached: _Attached, request: int, nbytes: int, bucket: str, key: str) -> None:
         if not attached.writes:
             raise AccessDenied("this connection was attached for reading only")
+        self._listener.store.rates.requests.take(attached.tenant.name)
         attached.access.check(attached.tenant, bucket, key, "s3:PutObject", _NO_QUERY)
         deadline = self._loop.time() + self._listener.lease_s
         number, write = await attached.reservations.reserve(bucket, key, nbytes, deadline)
