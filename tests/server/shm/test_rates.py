@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from kvgate.client.deadline import Deadline
 
 from kvgate.client.local import Grant
 from kvgate.client.sync import Client
 from kvgate.errors import GatewayError
+from kvgate.http.deadline import Deadline
 from tests.gateways import ALPHA, BETA
 from tests.server.shm.conftest import Attach, StartShm
 
