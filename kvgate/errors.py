@@ -100,8 +100,10 @@ class TierSkipped(TierAway):
 
 
 class TierBusy(TierError):
-    """More operations wait for a tier than may, or one waited too long for its turn; transient. Says nothing of the
-    tier itself."""
+    """An operation that this gateway has no means for now: too many wait for the tier, or descriptors have run out.
+
+    Transient; says nothing of the tier itself.
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(message, transient=True)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 
 from kvgate.config import MiB
 from kvgate.errors import ArenaFull
@@ -24,6 +23,7 @@ from kvgate.memory.allocator import PAGE_NBYTES, Allocator, Extent, whole_pages
 from kvgate.memory.lease import Lease, Slot
 from kvgate.memory.segment import Segment
 from kvgate.memory.stock import Stock
+from kvgate.memory.threads import started_threads
 
 _LEAST_SEGMENTS = 8
 
@@ -49,7 +49,7 @@ class Arena:
         self._lock = threading.Lock()
         self._stock = Stock(self._lock, segment_nbytes, prefault_nbytes, lambda: self._allocator.unassigned_nbytes)
         self._abandoned: deque[Slot] = deque()
-        self._sweeper = ThreadPoolExecutor(max_workers=1, thread_name_prefix="kvgate-arena")
+        self._sweeper = started_threads(1, "kvgate-arena")
 
     def start(self, delay_s: float = 1.0) -> None:
         """Begin, after `delay_s`, to keep memory ready in the background."""

@@ -23,6 +23,7 @@ from kvgate.errors import ConfigError, KVGateError
 from kvgate.kvapi.api import KVApi
 from kvgate.kvapi.call import Local
 from kvgate.memory.handoff import BOOT_ID_NBYTES
+from kvgate.memory.threads import started_threads
 from kvgate.messages import Buffers, Request, Response
 from kvgate.metrics import Metrics
 from kvgate.s3.api import S3
@@ -44,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 _OTHER_FILES = 512
 """Files that are open besides connections: those of objects on disk, above all."""
+
+_THREADS = 8
+"""For what takes long in a request and needs no tier: digests of signed bodies, large documents."""
 
 _KVAPI_PREFIX = "/_kv/"
 
@@ -160,6 +164,7 @@ async def serve(config: GatewayConfig) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     _raise_open_files(config.listen.max_connections)
+    loop.set_default_executor(started_threads(_THREADS, "kvgate-work"))
     async with running(config):
         await stop.wait()
         logger.info("kvgate drains")

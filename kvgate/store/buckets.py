@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from kvgate.auth.tenants import Tenant
 from kvgate.chunk.key import check_bucket
 from kvgate.errors import BucketNotEmpty, TooManyBuckets
+from kvgate.memory.threads import started_threads
 from kvgate.store.catalog import Catalog
 from kvgate.store.index import Bucket, Index
 from kvgate.store.multipart import Multipart
@@ -23,7 +23,7 @@ class Buckets:
         self._index = index
         self._catalog = catalog
         self._multipart = multipart
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kvgate-catalog")  # one, so in order
+        self._thread = started_threads(1, "kvgate-catalog")  # one, so in order
 
     def list(self, tenant: str) -> list[Bucket]:
         """The tenant's buckets by name."""

@@ -25,17 +25,17 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from kvgate.config import Size, option
-from kvgate.errors import ConfigError, CorruptCopy, TierError, TierFull
+from kvgate.errors import ConfigError, CorruptCopy, TierBusy, TierError, TierFull
 from kvgate.memory.digest import BLOCK_NBYTES
 from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
+from kvgate.memory.threads import started_threads
 from kvgate.tiers.base import Copy, Record, Usage
 from kvgate.tiers.disk_file import open_verified, read_footer
 from kvgate.tiers.disk_index import BATCH_ROWS, DiskIndex
@@ -57,7 +57,8 @@ _FILES_PER_FOLDER = 4096
 _FREE_SHARE = 0.8
 _SWEEP_AFTER_S = 1.0
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_TRANSIENT = (errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+_OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_TRANSIENT = (errno.EIO, errno.EINTR)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class DiskTier:
         self._objects = config.path / "objects"
         self._temporary = config.path / "tmp"
         self._index = DiskIndex(config.path / "index.sqlite3", durable=config.fsync)
-        self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="kvgate-disk")
+        self._threads = started_threads(config.threads, "kvgate-disk")
         self._used_nbytes = 0
         self._capacity_nbytes = 0
         self._file_numbers = itertools.count(1)
@@ -330,4 +331,6 @@ def _tier_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in _OUT_OF_SPACE:
             raise TierFull(f"the disk is full: {error.strerror}") from error
+        if error.errno in _OUT_OF_MEANS:
+            raise TierBusy(f"the disk tier cannot do this now: {error.strerror}") from error
         raise TierError(f"the disk tier failed: {error}", transient=error.errno in _TRANSIENT) from error

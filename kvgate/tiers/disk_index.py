@@ -12,11 +12,11 @@ import contextlib
 import json
 import sqlite3
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from kvgate.errors import TierError
+from kvgate.errors import TierError, TierFull
+from kvgate.memory.threads import started_threads
 from kvgate.tiers.base import NO_ATTRIBUTES, Record
 
 BATCH_ROWS = 20_000
@@ -43,7 +43,7 @@ class DiskIndex:
     def __init__(self, path: Path, *, durable: bool) -> None:
         self._path = path
         self._durable = durable
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kvgate-disk-index")
+        self._thread = started_threads(1, "kvgate-disk-index")
         self._namespaces: dict[tuple[str, str], int] = {}
         self._pending: list[tuple[str, Record, int]] = []
         self._gathering: asyncio.Future[None] | None = None
@@ -139,7 +139,7 @@ class DiskIndex:
             if error is None:
                 committed.set_result(None)
             else:
-                committed.set_exception(TierError(f"the disk index could not be written: {error}", transient=True))
+                committed.set_exception(_tier_error(error))
                 committed.exception()  # whoever still waits sees it; nobody has to
             if self._pending:
                 self._start_commit(loop)
@@ -190,3 +190,9 @@ def _attributes(text: str, known: dict[str, Any]) -> Any:
             known.clear()
         known[text] = json.loads(text)
     return known[text]
+
+
+def _tier_error(error: BaseException) -> TierError:
+    full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    message = f"the disk index could not be written: {error}"
+    return TierFull(message) if full else TierError(message, transient=True)

@@ -24,16 +24,16 @@ import secrets
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from kvgate.config import GiB, Seconds, Size, option
-from kvgate.errors import ConfigError, CorruptCopy, NotInTier, TierError, TierFull
+from kvgate.errors import ConfigError, CorruptCopy, NotInTier, TierBusy, TierError, TierFull
 from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
+from kvgate.memory.threads import started_threads
 from kvgate.tiers.base import HERE, Copy, Name, Record, Usage
 from kvgate.tiers.disk_streams import FileReader, FileUpload, footprint, unlink
 from kvgate.tiers.fs_files import GONE, name_of, open_object, publish, sync_folders, take_away
@@ -45,6 +45,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OUT_OF_MEANS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _NO_LIMIT_NBYTES = 1 << 62
 _NAMES_AT_ONCE = 32
 _FREE_EVERY_S = 1.0
@@ -87,8 +88,8 @@ class FsTier:
     def __init__(self, config: FsConfig) -> None:
         self._config = config
         self._temporary = config.path / "tmp"
-        self._threads = ThreadPoolExecutor(config.threads, thread_name_prefix="kvgate-fs")
-        self._lookups = ThreadPoolExecutor(config.threads, thread_name_prefix="kvgate-fs-lookup")
+        self._threads = started_threads(config.threads, "kvgate-fs")
+        self._lookups = started_threads(config.threads, "kvgate-fs-lookup")
         self._mine = secrets.token_hex(8)
         self._numbers = itertools.count(1)
         self._used_nbytes = 0
@@ -297,4 +298,6 @@ def _tier_errors(name: str) -> Iterator[None]:
             raise NotInTier("the file was removed while it was open") from error
         if error.errno in _OUT_OF_SPACE:
             raise TierFull(f"the file system is full: {error.strerror}") from error
+        if error.errno in _OUT_OF_MEANS:
+            raise TierBusy(f"the {name} tier cannot do this now: {error.strerror}") from error
         raise TierError(f"the {name} tier failed: {error.strerror}", transient=True) from error

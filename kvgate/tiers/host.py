@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec
 
@@ -14,6 +13,7 @@ from kvgate.memory.arena import Arena
 from kvgate.memory.digest import block_span, span_of_blocks, verify_blocks
 from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
+from kvgate.memory.threads import started_threads
 from kvgate.tiers.base import Arrived, Copy, Record, Usage
 
 P = ParamSpec("P")
@@ -61,7 +61,7 @@ class HostTier:
 
     def __init__(self, config: HostConfig) -> None:
         self.arena = Arena(config.capacity, config.segment, config.prefault)
-        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="kvgate-host")
+        self._threads = started_threads(_THREADS, "kvgate-host")
 
     async def start(self, found: Callable[[Iterable[tuple[Record, Copy]]], None]) -> None:
         """See Tier. Nothing in memory survives."""
