@@ -39,10 +39,21 @@ class Deadline:
 
         Raises DeadlineExceeded when no time is left.
         """
-        share = Deadline(self._total_s)
-        share._end_s = time.monotonic() + self.remaining_s() / parts
-        share._whole = self
-        return share
+        return self._within(self._total_s, self.remaining_s() / parts)
+
+    def capped(self, seconds: float) -> Deadline:
+        """A deadline within this one, after at most `seconds`. It may be cut on its own.
+
+        Raises DeadlineExceeded when no time is left.
+        """
+        left_s = min(seconds, self.remaining_s())
+        return self._within(left_s, left_s)
+
+    def _within(self, total_s: float, left_s: float) -> Deadline:
+        part = Deadline(total_s)
+        part._end_s = time.monotonic() + left_s
+        part._whole = self
+        return part
 
     def cut(self) -> None:
         """End the call now, and every share of its time, from any thread."""
