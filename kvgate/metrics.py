@@ -98,6 +98,32 @@ class Metrics:
         self.expired = self._counter(
             "kvgate_expired_objects_total", "Objects deleted because a lifecycle rule made them expire"
         )
+        self.scrub_copies = Counter(
+            "kvgate_scrub_copies_total",
+            "Copies that the scrubber looked at: good, corrupt, gone, or unread because the tier failed",
+            ["tier", "result"],
+            registry=self.registry,
+        )
+        self.scrub_outcomes = Counter(
+            "kvgate_scrub_outcomes_total",
+            "What became of objects with a bad copy: repaired, elsewhere (in another tier), lost",
+            ["outcome"],
+            registry=self.registry,
+        )
+        self.scrub_bytes = self._counter("kvgate_scrub_bytes_total", "Bytes that the scrubber has read")
+        self.scrub_strays = self._counter("kvgate_scrub_strays_total", "Files set aside that were no copy of anything")
+        self.scrub_passes = self._counter("kvgate_scrub_passes_total", "Passes of the scrubber over all copies")
+        self.scrub_progress = Gauge(
+            "kvgate_scrub_progress", "The share of the bytes that the present pass has read", registry=self.registry
+        )
+        self.scrub_last_end = Gauge(
+            "kvgate_scrub_last_end_seconds",
+            "When the last pass ended, in seconds since the epoch; 0 for none",
+            registry=self.registry,
+        )
+        self.quarantine_bytes = Gauge(
+            "kvgate_quarantine_bytes", "Corrupt copies kept for people to look at", ["tier"], registry=self.registry
+        )
         self.tier_used_bytes = Gauge("kvgate_tier_used_bytes", "Room taken in a tier", ["tier"], registry=self.registry)
         self.tier_capacity_bytes = Gauge(
             "kvgate_tier_capacity_bytes",

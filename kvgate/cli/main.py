@@ -19,6 +19,8 @@ VERBS = {
     "ls": "list buckets, or the objects of one",
     "stat": "say what one object is",
     "rm": "delete one object, or all under a prefix",
+    "explain": "say where chunks or objects are, or why they are not here",
+    "scrub": "say what the scrubber has found, or begin a pass",
     "config": "check a configuration file, or print every key",
     "doctor": "say what this machine offers a gateway, and what to mend",
 }

@@ -26,6 +26,14 @@ def human_size(nbytes: int) -> str:
     return f"{size:.1f} {unit}"
 
 
+def human_duration(seconds: float) -> str:
+    """A duration in one unit, such as `3 min`."""
+    for unit_s, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= unit_s:
+            return f"{seconds / unit_s:.0f} {unit}"
+    return f"{max(0, seconds):.0f} s"
+
+
 class Progress:
     """One line on standard error that is rewritten as work goes on, and is silent when nobody watches."""
 

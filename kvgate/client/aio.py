@@ -43,6 +43,7 @@ from kvgate.client.values import (
     Bucket,
     ChunkRead,
     Entry,
+    Explained,
     Loaded,
     Match,
     Object,
@@ -137,6 +138,20 @@ class AsyncClient:
         self, bucket: str, space: str, hashes: Sequence[bytes], *, lease_s: float = 30, deadline_s: float | None = None
     ) -> Match:
         return await self._perform(self._calls.match(bucket, space, hashes, lease_s), deadline_s)
+
+    async def explain(
+        self,
+        bucket: str,
+        space: str,
+        hashes: Sequence[bytes],
+        *,
+        manifest: Mapping[str, object] | None = None,
+        deadline_s: float | None = None,
+    ) -> Explained:
+        return await self._perform(self._calls.explain(bucket, space, hashes, manifest), deadline_s)
+
+    async def explain_keys(self, bucket: str, keys: Sequence[str], *, deadline_s: float | None = None) -> Explained:
+        return await self._perform(self._calls.explain_keys(bucket, keys), deadline_s)
 
     async def release(self, lease: str, *, deadline_s: float | None = None) -> None:
         await self._perform(self._calls.release(lease), deadline_s)

@@ -23,8 +23,11 @@ from defusedxml.ElementTree import fromstring
 from kvgate.client.values import (
     Bucket,
     Entry,
+    Explained,
+    Explanation,
     LocalWays,
     Match,
+    NearSpace,
     ObjectInfo,
     Page,
     Reservation,
@@ -104,6 +107,38 @@ def read_match(answer: Answer) -> Match:
     if ranks and not (min(ranks) >= 0 and max(ranks) < len(tiers) and min(nbytes) >= 0):
         malformed(answer.status, "a rank without a tier, or a negative size")
     return Match(tiers, ranks, nbytes, fields.one_or_none("lease", str) or "", fields.number("expires_s"))
+
+
+def read_explained(answer: Answer) -> Explained:
+    accept(answer, 200)
+    fields = _unpacked(answer)
+    near = fields.one_or_none("nearest", list)
+    return Explained(
+        tuple(_explanation(_Fields(answer.status, each)) for each in fields.one("objects", list)),
+        fields.one("now_ms", int),
+        fields.one("since_ms", int),
+        None if near is None else tuple(_near_space(_Fields(answer.status, each)) for each in near),
+    )
+
+
+def _explanation(fields: _Fields) -> Explanation:
+    return Explanation(
+        key=fields.one("key", str),
+        status=fields.one("status", str),
+        reason=fields.one("reason", str),
+        tiers=tuple(fields.listed("tiers", str)),
+        nbytes=fields.one("nbytes", int),
+        pinned=fields.one("pinned", bool),
+        leases=fields.one("leases", int),
+        modified_ms=fields.one("modified_ms", int),
+        tier=fields.one("tier", str),
+        at_ms=fields.one("at_ms", int),
+        elsewhere=fields.one("elsewhere", str),
+    )
+
+
+def _near_space(fields: _Fields) -> NearSpace:
+    return NearSpace(fields.one("space", str), tuple(fields.listed("differs", str)), fields.one("chunks", int))
 
 
 def read_reservation(answer: Answer) -> Reservation:

@@ -26,7 +26,18 @@ from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import check_bucket, check_key
 from kvgate.client import answer
 from kvgate.client.answer import Answer
-from kvgate.client.values import Bucket, Match, ObjectInfo, Page, Reservation, Session, SliceWritten, Stats, TenantInfo
+from kvgate.client.values import (
+    Bucket,
+    Explained,
+    Match,
+    ObjectInfo,
+    Page,
+    Reservation,
+    Session,
+    SliceWritten,
+    Stats,
+    TenantInfo,
+)
 from kvgate.errors import ConfigError, InvalidArgument
 from kvgate.http.endpoint import Endpoint
 
@@ -116,6 +127,18 @@ class Calls:
             {"bucket": bucket, "space": space, "hashes": b"".join(hashes), "lease_s": lease_s},
             answer.read_match,
         )
+
+    def explain(
+        self, bucket: str, space: str, hashes: Sequence[bytes], manifest: Mapping[str, object] | None
+    ) -> Call[Explained]:
+        _check_hashes(hashes)
+        members: dict[str, object] = {"bucket": bucket, "space": space, "hashes": b"".join(hashes)}
+        return self._ask(
+            "/_kv/v1/explain", members | ({} if manifest is None else {"manifest": manifest}), answer.read_explained
+        )
+
+    def explain_keys(self, bucket: str, keys: Sequence[str]) -> Call[Explained]:
+        return self._ask("/_kv/v1/explain", {"bucket": bucket, "keys": list(keys)}, answer.read_explained)
 
     def release(self, lease: str) -> Call[None]:
         """Repeatable, because what did not arrive released nothing."""

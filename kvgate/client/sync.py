@@ -23,6 +23,7 @@ from kvgate.client.values import (
     Bucket,
     ChunkRead,
     Entry,
+    Explained,
     Loaded,
     Match,
     Object,
@@ -138,6 +139,26 @@ class Client:
         lease_s: how long; the gateway may grant less
         """
         return self._ask(self._calls.match(bucket, space, hashes, lease_s), deadline_s)
+
+    def explain(
+        self,
+        bucket: str,
+        space: str,
+        hashes: Sequence[bytes],
+        *,
+        manifest: Mapping[str, object] | None = None,
+        deadline_s: float | None = None,
+    ) -> Explained:
+        """Where chunks are, or why they are not here; uses and keeps nothing.
+
+        hashes:   chain hashes of 32 bytes, at most the gateway's `kvapi.max_explain`
+        manifest: of `space`, where the bucket may not have it: then the answer tells which spaces are near
+        """
+        return self._ask(self._calls.explain(bucket, space, hashes, manifest), deadline_s)
+
+    def explain_keys(self, bucket: str, keys: Sequence[str], *, deadline_s: float | None = None) -> Explained:
+        """As `explain`, for any keys."""
+        return self._ask(self._calls.explain_keys(bucket, keys), deadline_s)
 
     def release(self, lease: str, *, deadline_s: float | None = None) -> None:
         """End a lease. GatewayError NoSuchLease when it has ended already."""

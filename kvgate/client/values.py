@@ -155,6 +155,53 @@ class Stats:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """Where an object is, or what became of it; docs/explain.md says what each status means.
+
+    tiers, nbytes, pinned, leases, modified_ms: of a present object
+    tier, at_ms: where and when it came to its fate; of a present one, when it took the place of another body
+    elsewhere:   another space of the bucket that holds a chunk of the same hash
+    Times are in ms since the epoch by the gateway's clock; 0 and empty are unknown, or none.
+    """
+
+    key: str
+    status: str
+    reason: str
+    tiers: tuple[str, ...]
+    nbytes: int
+    pinned: bool
+    leases: int
+    modified_ms: int
+    tier: str
+    at_ms: int
+    elsewhere: str
+
+
+@dataclass(frozen=True, slots=True)
+class NearSpace:
+    """Another space of the bucket, the manifest's fields in which it differs, and how many chunks it has."""
+
+    space: str
+    differs: tuple[str, ...]
+    chunks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What a gateway knows of objects, in the order in which they were asked for.
+
+    now_ms:   the gateway's clock
+    since_ms: what became of objects before this time may be forgotten
+    nearest:  the spaces that differ least; None when nobody knows what the space asked for is
+    """
+
+    objects: tuple[Explanation, ...]
+    now_ms: int
+    since_ms: int
+    nearest: tuple[NearSpace, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Bucket:
     """A bucket, and when it was made, as the gateway words it (ISO 8601)."""
 

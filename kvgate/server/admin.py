@@ -1,4 +1,8 @@
-"""The operator's listener: /metrics, /healthz and /readyz."""
+"""The operator's listener: /metrics, /healthz, /readyz and /scrub.
+
+It asks for no credential. What changes something takes a body of JSON, which no page of another site can make a browser
+send unasked.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from kvgate.metrics import Metrics
+from kvgate.store.scrub import Scrubber
 from kvgate.tiers.circuit import Health
 
 
@@ -16,6 +21,7 @@ def admin_app(
     collect: Callable[[], None],
     ready: Callable[[], bool],
     healths: Callable[[], Mapping[str, Health | None]],
+    scrubber: Scrubber,
 ) -> web.Application:
     """The application of the admin port.
 
@@ -36,8 +42,26 @@ def admin_app(
         tiers = {name: _described(health) for name, health in healths().items()}
         return web.json_response({"ready": ready(), "tiers": tiers}, status=200 if ready() else 503)
 
+    async def get_scrub(_: web.Request) -> web.Response:
+        return web.json_response(scrubber.report())
+
+    async def post_scrub(request: web.Request) -> web.Response:
+        """202 when a pass begins; 409, with the same report, when one goes on or the scrubber is off."""
+        if request.content_type != "application/json":
+            return web.Response(status=415, text="send a body of the type application/json, such as {}\n")
+        begins = scrubber.begin_now()
+        return web.json_response(scrubber.report(), status=202 if begins else 409)
+
     app = web.Application()
-    app.add_routes([web.get("/metrics", get_metrics), web.get("/healthz", get_healthz), web.get("/readyz", get_readyz)])
+    app.add_routes(
+        [
+            web.get("/metrics", get_metrics),
+            web.get("/healthz", get_healthz),
+            web.get("/readyz", get_readyz),
+            web.get("/scrub", get_scrub),
+            web.post("/scrub", post_scrub),
+        ]
+    )
     return app
 
 

@@ -133,7 +133,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         def healths() -> dict[str, Health | None]:
             return {tier.name: tier.health if isinstance(tier, Guarded) else None for tier in (memory, *lower)}
 
-        app = admin_app(metrics, collect, lambda: not draining.is_set(), healths)
+        app = admin_app(metrics, collect, lambda: not draining.is_set(), healths, store.scrubber)
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
         plain = PlainFront(handle, listen, metrics)
         stack.callback(plain.close)

@@ -8,6 +8,7 @@ from typing import Literal
 from kvgate.config import MiB, Seconds, Size, option
 from kvgate.errors import ConfigError
 from kvgate.store.prefetch import PrefetchConfig
+from kvgate.store.scrub import ScrubConfig
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class StoreConfig:
     prefetch: PrefetchConfig = option(
         default=PrefetchConfig(), help="what is learnt from clients of other KV systems, and fetched for them ahead"
     )
+    scrub: ScrubConfig = option(default=ScrubConfig(), help="the verification of copies that nobody reads")
 
     def __post_init__(self) -> None:
         if self.window < MiB:

@@ -24,7 +24,7 @@ from kvgate.store.ghosts import Fate, Ghosts
 from kvgate.store.index import Entry, Index
 from kvgate.store.quota import Quota
 from kvgate.store.residents import Residents
-from kvgate.tiers.base import Copy, Tier
+from kvgate.tiers.base import Copy, Inspected, Tier
 from kvgate.tiers.host import HostTier
 
 logger = logging.getLogger(__name__)
@@ -98,8 +98,11 @@ class Copies:
         for rank, residents in enumerate(self.residents):
             residents.touch_all(tenant, [entry for entry in entries if entry.copies[rank] is not None])
 
-    def drop_copy(self, entry: Entry, rank: int) -> list[asyncio.Task[Exception | None]]:
-        """Forget the copy in one tier; the tasks that delete it. Memory needs none."""
+    def drop_copy(self, entry: Entry, rank: int, *, aside: bool = False) -> list[asyncio.Task[Exception | None]]:
+        """Forget the copy in one tier; the tasks that delete it. Memory needs none.
+
+        aside: keep what it is for people to look at, in a tier that can
+        """
         copy = entry.copies[rank]
         if copy is None:
             return []
@@ -109,7 +112,7 @@ class Copies:
             self.memory.drop(copy)
             return []
         self.leaving_nbytes[rank] += entry.record.nbytes
-        task = self.spawn(self._delete(entry, rank, copy))
+        task = self.spawn(self._delete(entry, rank, copy, aside=aside))
         self.deletions[rank].add(task)
         task.add_done_callback(self.deletions[rank].discard)
         return [task]
@@ -191,14 +194,18 @@ class Copies:
         if isinstance(error, CorruptCopy):
             self._metrics.corrupt_copies.labels(name).inc()
             logger.warning("dropped a corrupt copy in the %s tier: %s", name, error)
-        self.drop_copy(entry, rank)
+        self.drop_copy(entry, rank, aside=isinstance(error, CorruptCopy))
         if entry.current and not any(copy is not None for copy in entry.copies):
             self._metrics.lost_objects.inc()
             self.lose_if_bare(entry, Fate.CORRUPT if isinstance(error, CorruptCopy) else Fate.GONE, rank)
 
-    async def _delete(self, entry: Entry, rank: int, copy: Copy) -> None:
+    async def _delete(self, entry: Entry, rank: int, copy: Copy, *, aside: bool) -> None:
+        tier = self.tiers[rank]
         try:
-            await self.tiers[rank].delete(entry.record, copy)
+            if aside and isinstance(tier, Inspected):
+                await tier.set_aside(entry.record, copy)
+            else:
+                await tier.delete(entry.record, copy)
         finally:
             self.leaving_nbytes[rank] -= entry.record.nbytes
 

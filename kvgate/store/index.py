@@ -14,6 +14,7 @@ Synchronous and pure (no I/O): the store decides here and acts afterwards.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,7 +23,7 @@ from sortedcontainers import SortedDict
 from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import KV_PREFIX, RESERVED_PREFIX
 from kvgate.errors import NoSuchBucket
-from kvgate.tiers.base import Copy, Record
+from kvgate.tiers.base import Copy, Name, Record
 
 Around = tuple[tuple[None, ...], tuple[None, ...]]
 """The ranks before and after the only one that holds a copy, as the Nones that stand there."""
@@ -169,6 +170,20 @@ class Index:
             if entry is None:
                 break
             append(entry)
+        return entries
+
+    def after(self, name: Name | None, limit: int) -> list[Entry]:
+        """Up to `limit` entries behind a name, or the first ones, by tenant, bucket (the store's own too) and key."""
+        entries: list[Entry] = []
+        for place in sorted(self._buckets):
+            if name is not None and place < name[:2]:
+                continue
+            objects = self._buckets[place]
+            first = name.key if name is not None and place == name[:2] else None
+            keys = objects.irange(first, inclusive=(False, True))
+            entries += [objects[key] for key in itertools.islice(keys, limit - len(entries))]
+            if len(entries) == limit:
+                break
         return entries
 
     def put(self, entry: Entry) -> Entry | None:

@@ -24,6 +24,11 @@ class Promotion:
         self._metrics = metrics
         self._running: dict[Entry, Arrival] = {}
 
+    @property
+    def count(self) -> int:
+        """How many entries are being copied to memory now."""
+        return len(self._running)
+
     def is_running(self, entry: Entry) -> bool:
         """Whether an entry is being copied to memory now."""
         return entry in self._running

@@ -87,6 +87,10 @@ class Residents:
         """How many objects have a copy here."""
         return sum(self._objects.values())
 
+    def total_nbytes(self) -> int:
+        """The bytes of all objects that have a copy here."""
+        return sum(self._nbytes.values())
+
     def _add(self, tenant: str, objects: int, nbytes: int) -> None:
         if tenant not in self._orders:
             self._orders[tenant] = self._policy()

@@ -50,6 +50,7 @@ from kvgate.store.quota import Quota
 from kvgate.store.rates import Rates
 from kvgate.store.read import Read
 from kvgate.store.refusals import Refusals
+from kvgate.store.scrub import Scrubber
 from kvgate.store.spaces import Spaces, parse_any_key
 from kvgate.store.survivors import Survivors
 from kvgate.store.values import Match, TenantStats, TierUsage
@@ -73,6 +74,7 @@ class Store:
         config: StoreConfig,
         metrics: Metrics,
         catalog: Catalog,
+        scrub_state: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
@@ -117,6 +119,9 @@ class Store:
             clock=time.time,
         )
         self.buckets = Buckets(self._index, catalog, self.multipart)
+        self.scrubber = Scrubber(
+            index=self._index, placement=self._placement, config=config.scrub, metrics=metrics, state=scrub_state
+        )
         self.explain = Explain(self._index, copies, self._space, config.eviction)
 
     # --- objects ------------------------------------------------------------------------------------------------------
@@ -343,6 +348,7 @@ class Store:
         metrics.demotion_queue.set(placement.backlog.count)
         metrics.leases.set(self._leases.count())
         self.chunk_writes.collect()
+        self.scrubber.collect()
         self._foreign.collect()
 
     async def load(self, tenants: Iterable[Tenant]) -> None:
@@ -371,6 +377,10 @@ class Store:
         self._workers = self._placement.demotion.start(tasks, self._config.movers)
         self._workers.append(tasks.create_task(self._expire_forever()))
         self._workers.append(tasks.create_task(self._expiry.run()))
+
+    def begin_scrub(self, tasks: asyncio.TaskGroup) -> None:
+        """Begin to verify, in the background, what the tiers hold; until `stop`."""
+        self._workers.append(tasks.create_task(self.scrubber.run()))
 
     async def stop(self) -> None:
         """Write what is only in memory to the lower tiers, end the background work and close the tiers."""
@@ -502,12 +512,14 @@ async def open_store(
     catalog: Path | None,
 ) -> AsyncIterator[Store]:
     """A running store. Leaving the context writes what is only in memory to the lower tiers."""
-    store = Store(memory, lower, config=config, metrics=metrics, catalog=Catalog(catalog))
+    scrub_state = catalog.with_name("scrub.json") if catalog is not None else None
+    store = Store(memory, lower, config=config, metrics=metrics, catalog=Catalog(catalog), scrub_state=scrub_state)
     try:
         async with asyncio.TaskGroup() as tasks:
             store.run(tasks)
             try:
                 await store.load(tenants)
+                store.begin_scrub(tasks)
                 yield store
             finally:
                 await store.stop()

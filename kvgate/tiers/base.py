@@ -15,7 +15,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from kvgate.memory.lease import Lease
 
@@ -172,6 +172,26 @@ class SharedTier(Tier, Protocol):
         A record that comes back has been held against its checksum, and has the tenant, bucket and key of its name.
         Raises TierError when the tier cannot be asked.
         """
+
+
+@runtime_checkable
+class Inspected(Protocol):
+    """What a tier offers besides whose copies can be looked at where they lie: past caches, and after they went bad."""
+
+    def inspect(self, record: Record, copy: Copy) -> Reader:
+        """As `open`, but the bytes come from the medium, and take no room in a cache that others need."""
+
+    async def set_aside(self, record: Record, copy: Copy) -> None:
+        """Forget a copy as `delete` does, but keep its bytes for people to look at, within bounds of the tier's own."""
+
+    async def set_strays_aside(self, age_s: float) -> int:
+        """Set aside what lies in the tier and is no copy of anything; how many there were.
+
+        age_s: only what an earlier call, so long ago or longer, has seen already, so that nothing is on its way
+        """
+
+    def kept_aside(self) -> tuple[int, int]:
+        """How many copies are kept aside now, and their bytes."""
 
 
 class Mapped(Protocol):

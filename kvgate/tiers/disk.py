@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from kvgate.config import Size, option
+from kvgate.config import MiB, Size, option
 from kvgate.errors import ConfigError, CorruptCopy, TierBusy, TierError, TierFull
 from kvgate.memory.digest import BLOCK_NBYTES
 from kvgate.memory.holding import run_holding
@@ -47,6 +47,7 @@ from kvgate.tiers.disk_streams import (
     footprint,
     unlink,
 )
+from kvgate.tiers.quarantine import Quarantine
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +74,18 @@ class DiskConfig:
         default=False, help="whether published objects also survive a loss of power, at the price of slower writes"
     )
     threads: int = option(default=4, help="files read or written at the same time")
+    quarantine: Size = option(
+        default=Size(128 * MiB),
+        help="bytes of files found to be corrupt that are kept for you to look at, besides `capacity`, the oldest "
+        "leaving first; 0 removes them at once",
+    )
+    quarantine_files: int = option(default=64, help="how many such files are kept")
 
     def __post_init__(self) -> None:
         if not 1 <= self.threads <= 256:
             raise ConfigError(f"threads: expected 1 to 256, got {self.threads}")
+        if not 0 <= self.quarantine_files <= 10_000:
+            raise ConfigError(f"quarantine_files: expected 0 to 10000, got {self.quarantine_files}")
 
 
 class DiskTier:
@@ -92,6 +101,8 @@ class DiskTier:
         self._objects = config.path / "objects"
         self._temporary = config.path / "tmp"
         self._index = DiskIndex(config.path / "index.sqlite3", durable=config.fsync)
+        self._quarantine = Quarantine(config.path / "quarantine", config.quarantine, config.quarantine_files)
+        self._strays: dict[int, float] = {}  # files that are no copy of anything, and when that was seen first
         self._threads = started_threads(config.threads, "kvgate-disk")
         self._used_nbytes = 0
         self._capacity_nbytes = 0
@@ -143,6 +154,7 @@ class DiskTier:
             raise TierError(f"{self._config.path} is in use by another gateway; give each its own folder") from error
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir(mode=0o700)
+        self._quarantine.open()
         folders = [int(folder.name, 16) for folder in self._objects.iterdir()]
         return max(folders) * _FILES_PER_FOLDER + _FILES_PER_FOLDER if folders else 0
 
@@ -254,6 +266,37 @@ class DiskTier:
         finally:
             if await self.run((), unlink, self.path(copy)):
                 self.take(-footprint(record.nbytes))
+
+    # --- inspection: see Inspected -----------------------------------------------------------------------------------
+
+    def inspect(self, record: Record, copy: Copy) -> FileReader:
+        """See Inspected."""
+        return FileReader(self, record, partial(open_verified, str(self.path(copy)), record), cached=False)
+
+    async def set_aside(self, record: Record, copy: Copy) -> None:
+        """See Inspected."""
+        try:
+            await self._index.remove(record, copy)
+        finally:
+            if await self.run((), self._quarantine.take, self.path(copy)):
+                self.take(-footprint(record.nbytes))
+
+    async def set_strays_aside(self, age_s: float) -> int:
+        """See Inspected."""
+        return await self.run((), self._set_strays_aside, age_s)
+
+    def kept_aside(self) -> tuple[int, int]:
+        """See Inspected."""
+        return self._quarantine.kept
+
+    def _set_strays_aside(self, age_s: float) -> int:
+        now = time.monotonic()
+        files = dict(self._files())  # before the index, so that it names all of these that it ever will by then
+        for file in self._index.files():
+            files.pop(file, None)
+        self._strays = {file: self._strays.get(file, now) for file in files}
+        old = [file for file, seen in self._strays.items() if now - seen >= age_s]
+        return sum(self._quarantine.take(Path(files[file])) for file in old)
 
     # --- for uploads and readers --------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from kvgate.errors import TierError, TierFull
 from kvgate.memory.threads import started_threads
@@ -105,6 +106,14 @@ class DiskIndex:
                     ]
                 except (TypeError, ValueError) as error:
                     raise sqlite3.DatabaseError(f"a row cannot be read: {error}") from error
+
+    def files(self) -> list[int]:
+        """Every file that the index names. Raises TierError when it cannot be read."""
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{quote(str(self._path))}?mode=ro", uri=True)) as db:
+                return [file for (file,) in db.execute("select file from objects")]
+        except sqlite3.Error as error:
+            raise TierError(f"the disk index could not be read: {error}", transient=True) from error
 
     def put_now(self, rows: list[tuple[Record, int]]) -> None:
         """Record a batch of objects in the calling thread; used to rebuild the index before anything else runs."""

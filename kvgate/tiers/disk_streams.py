@@ -136,8 +136,14 @@ class FileUpload:
 class FileReader:
     """One open file. Its descriptor keeps the bytes readable after the file has been removed."""
 
-    def __init__(self, files: Files, record: Record, open_file: Callable[[], tuple[int, array[int]]]) -> None:
-        """open_file: a descriptor of the file that holds `record`, and the digests of its blocks"""
+    def __init__(
+        self, files: Files, record: Record, open_file: Callable[[], tuple[int, array[int]]], *, cached: bool = True
+    ) -> None:
+        """
+        open_file: a descriptor of the file that holds `record`, and the digests of its blocks
+        cached:    whether the system may keep the bytes in memory; else they come from the medium, and are forgotten
+        """
+        self._cached = cached
         self._files = files
         self._record = record
         self._open_file = open_file
@@ -168,7 +174,9 @@ class FileReader:
                 raise TierError("the reader is closed")
             if self._fd < 0:
                 self._fd, self._blocks = self._open_file()
-                if len(steps) > 1:
+                if not self._cached:
+                    os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                elif len(steps) > 1:
                     os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
             at = start
             for number, views in enumerate(steps):
@@ -189,6 +197,8 @@ class FileReader:
         self._closed = True
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            if not self._cached:
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(fd)
 
 
