@@ -80,6 +80,8 @@ TABLE: dict[type[BaseException], Row] = {
     # room
     errors.QuotaExceeded: Row("QuotaExceeded", 403),
     errors.ObjectTooLarge: Row("EntityTooLarge", 400),
+    errors.TooManyMarks: Row("TooManyMarks", 400),
+    errors.PinRefused: Row("PinRefused", 403),
     errors.StoreFull: Row("SlowDown", 503),  # for now: what fills it is in flight, and leaves
     errors.ArenaFull: Row("SlowDown", 503),
     errors.TierFull: Row("SlowDown", 503),

@@ -133,6 +133,14 @@ class TooManyBuckets(KVGateError):
     """The tenant has as many buckets as its configuration allows."""
 
 
+class TooManyMarks(KVGateError):
+    """The tenant has as many pins, or prefixes with rules, as the configuration allows."""
+
+
+class PinRefused(KVGateError):
+    """A hard pin for which the share that pins may take has no room."""
+
+
 class NoSuchKey(KVGateError):
     """A miss: no tier holds a good copy of the object."""
 

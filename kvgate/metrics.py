@@ -96,7 +96,10 @@ class Metrics:
             registry=self.registry,
         )
         self.expired = self._counter(
-            "kvgate_expired_objects_total", "Objects deleted because a lifecycle rule made them expire"
+            "kvgate_expired_objects_total", "Objects deleted because a lifecycle rule or a lifetime made them expire"
+        )
+        self.pinned_bytes = Gauge(
+            "kvgate_pinned_bytes", "Bytes of objects that owners have pinned hard", registry=self.registry
         )
         self.scrub_copies = Counter(
             "kvgate_scrub_copies_total",

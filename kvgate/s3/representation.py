@@ -14,6 +14,7 @@ from kvgate.messages import Headers
 from kvgate.s3.body import content_codings
 from kvgate.s3.checksums import HEADER_PREFIX, encode_crc64nvme
 from kvgate.s3.tagging import decode_tags, encode_tags, parse_tagging_header
+from kvgate.store.retention import TTL, parse_ttl
 
 if TYPE_CHECKING:
     from kvgate.tiers.base import Record
@@ -42,7 +43,7 @@ def attributes_of(headers: Headers) -> dict[str, str]:
     """What an upload's headers say about the object, to be stored with it.
 
     Raises HeadersTooLarge for more than 2 KiB of user metadata, InvalidArgument for a value that no response header
-    could carry, InvalidTag, or UnsupportedOperation for an ACL that is not offered.
+    could carry or for a lifetime that is none, InvalidTag, or UnsupportedOperation for an ACL that is not offered.
     """
     stored = {name: headers.get(name) for name in _STORED if name in headers}
     codings = [coding for coding in content_codings(headers) if coding != "aws-chunked"]
@@ -51,6 +52,11 @@ def attributes_of(headers: Headers) -> dict[str, str]:
     user = {name: ",".join(headers.getall(name)) for name, _ in headers.items() if name.startswith(USER_PREFIX)}
     for name, value in (stored | user).items():
         check_header_value(name, value)
+    if TTL in user:
+        try:
+            parse_ttl(user[TTL])
+        except ValueError as error:
+            raise InvalidArgument(f"{TTL}: {error}") from None
     if _nbytes(user) - len(USER_PREFIX) * len(user) > MAX_USER_METADATA_NBYTES:
         raise HeadersTooLarge(f"the {USER_PREFIX}* headers are over {MAX_USER_METADATA_NBYTES} bytes in all")
     if _nbytes(stored) > MAX_STORED_HEADERS_NBYTES:

@@ -13,14 +13,16 @@ from kvgate.errors import BucketNotEmpty, TooManyBuckets
 from kvgate.memory.threads import started_threads
 from kvgate.store.catalog import Catalog
 from kvgate.store.index import Bucket, Index
+from kvgate.store.keeper import Keeper
 from kvgate.store.multipart import Multipart
 
 
 class Buckets:
     """What is said of buckets lies in the index and, to survive a restart, in the catalog."""
 
-    def __init__(self, index: Index, catalog: Catalog, multipart: Multipart) -> None:
+    def __init__(self, index: Index, catalog: Catalog, multipart: Multipart, keeper: Keeper) -> None:
         self._index = index
+        self._keeper = keeper
         self._catalog = catalog
         self._multipart = multipart
         self._thread = started_threads(1, "kvgate-catalog")  # one, so in order
@@ -50,11 +52,13 @@ class Buckets:
 
     async def delete(self, tenant: str, bucket: str) -> None:
         """Delete an empty bucket, and the multipart uploads into it. Raises NoSuchBucket, BucketNotEmpty."""
+        await self._keeper.remove_ended(tenant, bucket)
         if self._index.objects(tenant, bucket):
             raise BucketNotEmpty(f"bucket {bucket!r} still holds objects; delete them first")
         uploads = self._multipart.uploads(tenant, bucket)
         self._index.remove_bucket(tenant, bucket)
         await self._save()
+        await self._keeper.forget_bucket(tenant, bucket)
         for upload in uploads:
             await self._multipart.abort(upload)
 

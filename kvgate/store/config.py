@@ -8,6 +8,7 @@ from typing import Literal
 from kvgate.config import MiB, Seconds, Size, option
 from kvgate.errors import ConfigError
 from kvgate.store.prefetch import PrefetchConfig
+from kvgate.store.retention import RetentionConfig
 from kvgate.store.scrub import ScrubConfig
 
 
@@ -65,6 +66,8 @@ class StoreConfig:
         default=PrefetchConfig(), help="what is learnt from clients of other KV systems, and fetched for them ahead"
     )
     scrub: ScrubConfig = option(default=ScrubConfig(), help="the verification of copies that nobody reads")
+
+    retention: RetentionConfig = option(default=RetentionConfig(), help="how much owners may ask to be kept")
 
     def __post_init__(self) -> None:
         if self.window < MiB:

@@ -98,6 +98,12 @@ class Copies:
         for rank, residents in enumerate(self.residents):
             residents.touch_all(tenant, [entry for entry in entries if entry.copies[rank] is not None])
 
+    def repin(self, entry: Entry) -> None:
+        """Note that the pin of an entry has changed, in the eviction order of every tier that holds a copy."""
+        for rank, copy in enumerate(entry.copies):
+            if copy is not None:
+                self.residents[rank].repin(entry)
+
     def drop_copy(self, entry: Entry, rank: int, *, aside: bool = False) -> list[asyncio.Task[Exception | None]]:
         """Forget the copy in one tier; the tasks that delete it. Memory needs none.
 

@@ -38,7 +38,7 @@ class Expiry:
         clock: Callable[[], float],
     ) -> None:
         """
-        remove: makes an entry invisible and gives back its quota
+        remove: makes an entry invisible, gives back its quota, and has what was said of its key forgotten
         clock:  gives seconds since the epoch
         """
         self._index, self._copies, self._multipart = index, copies, multipart

@@ -33,7 +33,7 @@ _WORDS = {
     Fate.EVICTED: "evicted from the {tier} tier by its policy, {policy}, to make room",
     Fate.EVICTED_BY_QUOTA: "evicted to make room for other chunks of this tenant, which is at its quota",
     Fate.NOT_WRITTEN_BACK: "it left memory before a lower tier had taken it",
-    Fate.EXPIRED: "expired by a lifecycle rule of its bucket",
+    Fate.EXPIRED: "expired by a lifecycle rule of its bucket, or at the end that its owner had set",
     Fate.DELETED: "deleted by a request",
     Fate.CORRUPT: "the last copy, in the {tier} tier, did not match its digest and was dropped",
     Fate.GONE: "the last copy was not in the {tier} tier any more",
@@ -162,6 +162,9 @@ class Explain:
 
     def _missing(self, tenant: str, bucket: str, key: str, created_ms: int, spaces: Sequence[str]) -> Explanation:
         elsewhere = self._elsewhere(tenant, bucket, key, spaces)
+        if key in self._index.objects(tenant, bucket):  # found by nobody, and still to be removed
+            status = Fate.EXPIRED.name.lower()
+            return Explanation(key, status, _WORDS[Fate.EXPIRED], elsewhere=elsewhere)
         ghosts = self._copies.ghosts
         ghost = ghosts.find(tenant, bucket, key)
         if ghost is not None:

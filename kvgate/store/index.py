@@ -6,7 +6,8 @@ the buckets that clients see.
 Invariants
 1. An entry is in the index exactly while it is visible: `current` is true.
 2. An entry that is in the index has at least one copy.
-3. A leased or pinned entry is never evicted; it can be deleted or replaced, and then it is no longer current.
+3. A leased or hard-pinned entry is never evicted; it can be deleted or replaced, and then it is no longer current.
+4. An entry whose end has come (see `retention`) is found by nobody, though it is still there to be removed.
 
 Synchronous and pure (no I/O): the store decides here and acts afterwards.
 """
@@ -23,7 +24,10 @@ from sortedcontainers import SortedDict
 from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import KV_PREFIX, RESERVED_PREFIX
 from kvgate.errors import NoSuchBucket
+from kvgate.store.retention import Pin, Retention
 from kvgate.tiers.base import Copy, Name, Record
+
+_MAX_PASSED_OVER = 10_000
 
 Around = tuple[tuple[None, ...], tuple[None, ...]]
 """The ranks before and after the only one that holds a copy, as the Nones that stand there."""
@@ -43,7 +47,7 @@ class Entry:
     There are millions of them, most with a single copy: that one is kept without a tuple around it.
     """
 
-    __slots__ = ("_around", "_held", "current", "leases", "pinned", "record", "settled")
+    __slots__ = ("_around", "_held", "current", "leases", "pin", "record", "settled")
 
     def __init__(self, record: Record, copies: tuple[Copy | None, ...] | Copy, only: Around | None = None) -> None:
         """copies: by rank; with `only`, the single copy where that says"""
@@ -51,9 +55,18 @@ class Entry:
         self._held = copies
         self._around = only
         self.leases = 0
-        self.pinned = False
+        self.pin = Pin.NONE
         self.current = False
         self.settled = False
+
+    @property
+    def pinned(self) -> bool:
+        """Whether it is never evicted: its pin is a hard one."""
+        return self.pin is Pin.HARD
+
+    @pinned.setter
+    def pinned(self, pinned: bool) -> None:
+        self.pin = Pin.HARD if pinned else Pin.NONE
 
     @property
     def copies(self) -> tuple[Copy | None, ...]:
@@ -105,7 +118,9 @@ class Listing:
 class Index:
     """Objects by tenant, bucket and key. Two tenants' buckets of one name have nothing in common."""
 
-    def __init__(self) -> None:
+    def __init__(self, retention: Retention | None = None) -> None:
+        """retention: says what has ended, and is told what comes and goes"""
+        self._retention = retention or Retention()
         self._buckets: dict[tuple[str, str], SortedDict] = {}
         self._described: dict[tuple[str, str], Bucket] = {}
 
@@ -126,7 +141,8 @@ class Index:
         self._described[tenant, bucket.name] = bucket
 
     def remove_bucket(self, tenant: str, bucket: str) -> None:
-        """Remove a bucket."""
+        """Remove a bucket that has no entries."""
+        self._retention.drop_bucket((tenant, bucket))
         del self._buckets[tenant, bucket], self._described[tenant, bucket]
 
     def buckets(self, tenant: str) -> list[Bucket]:
@@ -154,6 +170,8 @@ class Index:
     def get(self, tenant: str, bucket: str, key: str) -> Entry | None:
         """The visible object of a key. Raises NoSuchBucket."""
         entry: Entry | None = self.objects(tenant, bucket).get(key)
+        if entry is not None and self._retention.watches(tenant, bucket) and self._retention.is_over(entry):
+            return None
         return entry
 
     def leading_chunks(self, tenant: str, bucket: str, space: str, hashes: bytes) -> list[Entry]:
@@ -170,6 +188,8 @@ class Index:
             if entry is None:
                 break
             append(entry)
+        if self._retention.watches(tenant, bucket):
+            entries = list(itertools.takewhile(lambda entry: not self._retention.is_over(entry), entries))
         return entries
 
     def after(self, name: Name | None, limit: int) -> list[Entry]:
@@ -193,8 +213,10 @@ class Index:
         replaced: Entry | None = objects.get(record.key)
         if replaced is not None:
             replaced.current = False
+            self._retention.gone(replaced)
         objects[record.key] = entry
         entry.current = True
+        self._retention.appeared(entry)
         return replaced
 
     def remove(self, entry: Entry) -> None:
@@ -202,9 +224,13 @@ class Index:
         record = entry.record
         del self._buckets[record.tenant, record.bucket][record.key]
         entry.current = False
+        self._retention.gone(entry)
 
     def load(self, tenant: str, bucket: str, entries: dict[str, Entry]) -> None:
-        """Take over many entries at once, marked as current, into a bucket that has none of their keys."""
+        """Take over many entries at once, marked as current, into a bucket that has none of their keys.
+
+        `retention` is not told of them.
+        """
         self._buckets[tenant, bucket].update(entries)
 
     def objects(self, tenant: str, bucket: str) -> SortedDict:
@@ -218,8 +244,11 @@ class Index:
         """Up to `limit` keys and rolled-up prefixes that begin with `prefix` and come after `after`.
 
         Keys that have `delimiter` behind `prefix` are rolled up into one prefix that ends with it. A prefix equal to
-        `after` has been listed and is skipped. Byte order is the order of str here: both follow code points.
+        `after` has been listed and is skipped. Byte order is the order of str here: both follow code points. A page
+        may have fewer entries, and go on, where many have ended and are still to be removed.
         """
+        is_over = self._retention.is_over if self._retention.watches(tenant, bucket) else None
+        passed_over = 0
         objects = self.objects(tenant, bucket)
         keys = objects.keys()
         at = max(objects.bisect_left(prefix), objects.bisect_right(after) if after else 0)
@@ -234,6 +263,11 @@ class Index:
                 break
             if len(records) + len(prefixes) >= limit:
                 return Listing(records, prefixes, limit > 0, last)
+            if is_over is not None and is_over(objects[key]):
+                at, passed_over = at + 1, passed_over + 1
+                if passed_over == _MAX_PASSED_OVER:
+                    return Listing(records, prefixes, True, key)
+                continue
             last = _rolled(key, prefix, delimiter)
             if last:
                 prefixes.append(last)

@@ -3,7 +3,8 @@
 Each tenant has an eviction order of its own. The next victim comes from the tenant that takes the most of the tier, so
 that a flood of one tenant's objects pushes out that tenant's own, not a small neighbour's.
 
-Entries that have not been used since the gateway started are cold, and go before every entry that has been used.
+Entries that have not been used since the gateway started are cold, and go before every entry that has been used. Those
+with a pin have an order of their own, and go last: so they need not be passed over each time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Residents:
         self._rank = rank
         self._policy = policy
         self._orders: dict[str, EvictionPolicy[Entry]] = {}
+        self._kept: dict[str, EvictionPolicy[Entry]] = {}  # those with a pin
         self._cold: dict[str, Cold] = {}
         self._nbytes: dict[str, int] = {}
         self._objects: dict[str, int] = {}
@@ -34,7 +36,7 @@ class Residents:
         """Add an entry that has got a copy in the tier."""
         record = entry.record
         self._add(record.tenant, 1, record.nbytes)
-        self._orders[record.tenant].insert(entry, record.nbytes)
+        self._order_for(entry).insert(entry, record.nbytes)
 
     def load(self, tenant: str, cold: Cold, objects: int, nbytes: int) -> None:
         """Add the entries of one tenant that have survived a restart, and take `cold` over."""
@@ -43,23 +45,30 @@ class Residents:
 
     def touch(self, entry: Entry) -> None:
         """Note a use of an entry."""
-        order = self._orders[entry.record.tenant]
-        if entry in order:
-            order.touch(entry)
-        else:
-            order.insert(entry, entry.record.nbytes)
+        for order in (self._orders[entry.record.tenant], self._kept[entry.record.tenant]):
+            if entry in order:
+                order.touch(entry)
+                return
+        self._order_for(entry).insert(entry, entry.record.nbytes)
 
     def touch_all(self, tenant: str, entries: Sequence[Entry]) -> None:
         """`touch` of many entries of one tenant, in order."""
         if entries:
-            order = self._orders[tenant]
-            for entry in order.touch_all(entries):
-                order.insert(entry, entry.record.nbytes)
+            for entry in self._orders[tenant].touch_all(entries):
+                self.touch(entry)
+
+    def repin(self, entry: Entry) -> None:
+        """Put an entry whose pin has changed where it belongs; it counts as used now."""
+        tenant = entry.record.tenant
+        for order in (self._orders[tenant], self._kept[tenant]):
+            order.remove(entry)
+        self._order_for(entry).insert(entry, entry.record.nbytes)
 
     def remove(self, entry: Entry) -> None:
         """Take out an entry that has lost its copy in the tier."""
         record = entry.record
-        self._orders[record.tenant].remove(entry)
+        for order in (self._orders[record.tenant], self._kept[record.tenant]):
+            order.remove(entry)
         self._add(record.tenant, -1, -record.nbytes)
 
     def victims(self, may_go: Callable[[Entry], bool], tenant: str | None = None) -> Iterator[Entry]:
@@ -93,13 +102,19 @@ class Residents:
 
     def _add(self, tenant: str, objects: int, nbytes: int) -> None:
         if tenant not in self._orders:
-            self._orders[tenant] = self._policy()
+            self._orders[tenant], self._kept[tenant] = self._policy(), self._policy()
             self._nbytes[tenant] = self._objects[tenant] = 0
         self._nbytes[tenant] += nbytes
         self._objects[tenant] += objects
 
     def _in_order(self, tenant: str) -> Iterator[Entry]:
-        order, rank = self._orders[tenant], self._rank
+        order, kept, rank = self._orders[tenant], self._kept[tenant], self._rank
         if (cold := self._cold.get(tenant)) is not None:
-            yield from cold.in_order(lambda entry: entry.copies[rank] is not None and entry not in order)
+            yield from cold.in_order(
+                lambda entry: entry.copies[rank] is not None and entry not in order and entry not in kept
+            )
         yield from order.victims()
+        yield from kept.victims()
+
+    def _order_for(self, entry: Entry) -> EvictionPolicy[Entry]:
+        return (self._kept if entry.pin else self._orders)[entry.record.tenant]

@@ -31,17 +31,20 @@ from kvgate.memory import heap
 from kvgate.memory.segment import huge_pages
 from kvgate.messages import views
 from kvgate.metrics import Metrics
+from kvgate.store import keeper
 from kvgate.store.batch_read import BatchRead
 from kvgate.store.buckets import Buckets
 from kvgate.store.catalog import Catalog
 from kvgate.store.chunk_writes import ChunkWrites
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import MEMORY, Copies
+from kvgate.store.durable import DurableFile
 from kvgate.store.expiry import Expiry
 from kvgate.store.explain import Explain
 from kvgate.store.foreign import ForeignClients
 from kvgate.store.ghosts import Fate, Ghosts
 from kvgate.store.index import Entry, Index, Listing
+from kvgate.store.keeper import Keeper
 from kvgate.store.leases import LeaseTable
 from kvgate.store.loan import Loan
 from kvgate.store.multipart import Multipart
@@ -50,6 +53,7 @@ from kvgate.store.quota import Quota
 from kvgate.store.rates import Rates
 from kvgate.store.read import Read
 from kvgate.store.refusals import Refusals
+from kvgate.store.retention import Retention
 from kvgate.store.scrub import Scrubber
 from kvgate.store.spaces import Spaces, parse_any_key
 from kvgate.store.survivors import Survivors
@@ -61,6 +65,7 @@ from kvgate.tiers.host import HostTier
 logger = logging.getLogger(__name__)
 
 _EXPIRE_EVERY_S = 1.0
+_TTL_RULE = "kvgate-ttl"
 
 
 class Store:
@@ -75,17 +80,25 @@ class Store:
         metrics: Metrics,
         catalog: Catalog,
         scrub_state: Path | None = None,
+        owners: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """owners: the file of what owners ask to be remembered; without one it is, until the end"""
         self._config = config
         self._metrics = metrics
-        self._index = Index()
+        self._retention = Retention(
+            config.retention,
+            now_ms=lambda: time.time_ns() // 1_000_000,
+            capacity=self._largest_capacity,
+        )
+        self._index = Index(self._retention)
         self._quota = Quota()
         self._spaces = Spaces()
         self._refusals = Refusals(metrics)
         self.rates = Rates(self._refusals, clock)
         policy = plugins.load("kvgate.eviction", config.eviction)
         copies = Copies(memory, lower, self._index, self._quota, policy, metrics, Ghosts(config.ghosts))
+        self._retention.repin = copies.repin
         self._placement = Placement(copies, metrics)
         self._foreign = ForeignClients(self._placement, self._index, config.prefetch, metrics)
         self._leases = LeaseTable(config.max_leases, clock, copies.lease_all, copies.unlease_all)
@@ -113,16 +126,25 @@ class Store:
             index=self._index,
             copies=copies,
             multipart=self.multipart,
-            remove=self._remove,
+            remove=self._expire,
             metrics=metrics,
             config=config,
             clock=time.time,
         )
-        self.buckets = Buckets(self._index, catalog, self.multipart)
         self.scrubber = Scrubber(
             index=self._index, placement=self._placement, config=config.scrub, metrics=metrics, state=scrub_state
         )
         self.explain = Explain(self._index, copies, self._space, config.eviction)
+        self.keeper = Keeper(
+            index=self._index,
+            retention=self._retention,
+            copies=copies,
+            file=DurableFile(owners, keeper.SCHEMA),
+            remove=self._expire,
+            metrics=metrics,
+            now_ms=lambda: time.time_ns() // 1_000_000,
+        )
+        self.buckets = Buckets(self._index, catalog, self.multipart, self.keeper)
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -205,9 +227,7 @@ class Store:
         with Read(self._placement, entry, self._metrics, self._config) as read:
             body = await read.load(0, record.nbytes)
             try:
-                write = await self._open_write(
-                    tenant, bucket, key, parse_any_key(key), record.nbytes, count, pinned=entry.pinned
-                )
+                write = await self._open_write(tenant, bucket, key, parse_any_key(key), record.nbytes, count)
             except BaseException:
                 body.close()
                 raise
@@ -228,15 +248,26 @@ class Store:
         self._remove(entry)
         self._placement.copies.ghosts.note(entry.record, Fate.DELETED)
         await self._placement.copies.delete(entry)
+        await self.keeper.forget(entry)
         return True
 
     def expiry(self, record: Record) -> tuple[int, str] | None:
-        """When lifecycle rules make an object expire, in ms since the epoch, and by which rule. Raises NoSuchBucket."""
-        return self._expiry.first_of(record)
+        """When an object ends, in ms since the epoch, and by which rule; None for never. Raises NoSuchBucket.
 
-    def pin(self, tenant: str, bucket: str, key: str, *, pinned: bool = True) -> None:
-        """Keep an object from eviction, or no longer. Raises NoSuchBucket, NoSuchKey."""
-        self._entry(tenant, bucket, key).pinned = pinned
+        The rule is one of its lifecycle, or _TTL_RULE. While it has a hard pin it does not end.
+        """
+        ends = [self._expiry.first_of(record)]
+        if ends == [None] and not self._retention.watches(record.tenant, record.bucket):
+            return None
+        entry = self._index.get(*record[:3])
+        if entry is not None and (moment_ms := self._retention.ends_ms(entry)) is not None:
+            ends.append((moment_ms, _TTL_RULE))
+        moments = [end for end in ends if end is not None]
+        if not moments or entry is None or not entry.pinned:
+            return min(moments, default=None, key=lambda end: end[0])
+        moment_ms, rule = min(moments, key=lambda end: end[0])
+        pin_ends_ms = self._retention.pin_ends_ms(entry)
+        return None if pin_ends_ms == math.inf else (max(moment_ms, int(pin_ends_ms)), rule)
 
     # --- chunks -------------------------------------------------------------------------------------------------------
 
@@ -347,6 +378,7 @@ class Store:
         metrics.huge_pages.set(huge_pages())
         metrics.demotion_queue.set(placement.backlog.count)
         metrics.leases.set(self._leases.count())
+        metrics.pinned_bytes.set(self._retention.pinned_nbytes)
         self.chunk_writes.collect()
         self.scrubber.collect()
         self._foreign.collect()
@@ -354,17 +386,20 @@ class Store:
     async def load(self, tenants: Iterable[Tenant]) -> None:
         """Open the tiers and find what survived; make the buckets of the configuration."""
         began = time.monotonic()
+        tenants = list(tenants)
         self.buckets.load(tenants)
         self.rates.load(tenants)
+        self._retention.set_quotas({tenant.name: tenant.quota_nbytes for tenant in tenants})
         gc.disable()  # nothing of what is made here is garbage, and to look for it takes half the time
         try:
             survivors = Survivors(len(self._placement.copies.tiers))
             for rank, tier in enumerate(self._placement.copies.tiers):
                 await tier.start(partial(survivors.add, rank))
             survivors.install(self._index, self._quota, self._placement.copies.residents)
-            del survivors
             self.multipart.load()
             self._placement.copies.ghosts.begin()
+            self.keeper.load(survivors.timed)
+            del survivors
         finally:
             gc.freeze()  # nor need it be looked at later
             gc.enable()
@@ -377,6 +412,7 @@ class Store:
         self._workers = self._placement.demotion.start(tasks, self._config.movers)
         self._workers.append(tasks.create_task(self._expire_forever()))
         self._workers.append(tasks.create_task(self._expiry.run()))
+        self._workers.append(tasks.create_task(self.keeper.run()))
 
     def begin_scrub(self, tasks: asyncio.TaskGroup) -> None:
         """Begin to verify, in the background, what the tiers hold; until `stop`."""
@@ -393,6 +429,7 @@ class Store:
         for tier in self._placement.copies.tiers:
             await tier.close()
         self.buckets.close()
+        self.keeper.close()
 
     async def _expire_forever(self) -> None:
         while True:
@@ -451,6 +488,15 @@ class Store:
         """Make an entry invisible."""
         self._index.remove(entry)
         self._quota.give_back(entry.record.tenant, entry.record.nbytes)
+
+    def _expire(self, entry: Entry) -> None:
+        """Make an entry invisible whose end has come, with what was said of its key."""
+        self._remove(entry)
+        self.keeper.forget_later(entry)
+
+    def _largest_capacity(self) -> float:
+        capacities = [tier.usage().capacity_nbytes for tier in self._placement.copies.tiers]
+        return max((nbytes for nbytes in capacities if nbytes is not None), default=math.inf)
 
     def _entry(self, tenant: str, bucket: str, key: str) -> Entry:
         entry = self._index.get(tenant, bucket, key)
@@ -513,7 +559,16 @@ async def open_store(
 ) -> AsyncIterator[Store]:
     """A running store. Leaving the context writes what is only in memory to the lower tiers."""
     scrub_state = catalog.with_name("scrub.json") if catalog is not None else None
-    store = Store(memory, lower, config=config, metrics=metrics, catalog=Catalog(catalog), scrub_state=scrub_state)
+    owners = catalog.with_name("owners.sqlite3") if catalog is not None else None
+    store = Store(
+        memory,
+        lower,
+        config=config,
+        metrics=metrics,
+        catalog=Catalog(catalog),
+        scrub_state=scrub_state,
+        owners=owners,
+    )
     try:
         async with asyncio.TaskGroup() as tasks:
             store.run(tasks)

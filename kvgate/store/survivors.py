@@ -12,14 +12,19 @@ from kvgate.store.cold import AGE_CLASS_BITS, Cold
 from kvgate.store.index import Bucket, Entry, Index, around
 from kvgate.store.quota import Quota
 from kvgate.store.residents import Residents
-from kvgate.tiers.base import Copy, Record
+from kvgate.store.retention import TTL
+from kvgate.tiers.base import NO_ATTRIBUTES, Copy, Record
 
 
 class Survivors:
-    """Entries by bucket, as the tiers report their copies, the fastest tier first."""
+    """Entries by bucket, as the tiers report their copies, the fastest tier first.
+
+    timed: those whose PUT said when they end
+    """
 
     def __init__(self, tiers: int) -> None:
         self._tiers = tiers
+        self.timed: list[Entry] = []
         self._entries: dict[tuple[str, str], dict[str, Entry]] = {}
         self._cold: defaultdict[tuple[int, str], Cold] = defaultdict(Cold)
 
@@ -39,6 +44,8 @@ class Survivors:
                 entry.settled = entry.current = True
                 if key.endswith("/manifest.json"):
                     entry.pinned = key.startswith("kv/")
+                if record.attributes is not NO_ATTRIBUTES and TTL in record.attributes:
+                    self.timed.append(entry)
             elif entry.record.same_body(record):
                 entry.set_copy(rank, copy)
             else:

@@ -15,6 +15,8 @@ from kvgate.config import Size
 from kvgate.messages import views
 from kvgate.metrics import Metrics
 from kvgate.store.config import StoreConfig
+from kvgate.store.index import Entry
+from kvgate.store.retention import Change
 from kvgate.store.store import Store, open_store
 from kvgate.tiers.disk import DiskConfig, DiskTier
 from kvgate.tiers.host import HostConfig, HostTier
@@ -45,10 +47,17 @@ class Opened:
             finally:
                 body.close()
 
-    def places(self, key: str, tenant: Tenant = ALPHA) -> list[str]:
-        """The tiers that hold a copy."""
+    async def keep(self, *keys: str, tenant: Tenant = ALPHA, **change: Any) -> list[str]:
+        return list(await self.store.keeper.keep(tenant.name, "bucket", keys, Change(**change)))
+
+    def entry(self, key: str, tenant: Tenant = ALPHA) -> Entry:
         entry = self.store._index.get(tenant.name, "bucket", key)
         assert entry is not None
+        return entry
+
+    def places(self, key: str, tenant: Tenant = ALPHA) -> list[str]:
+        """The tiers that hold a copy."""
+        entry = self.entry(key, tenant)
         tiers = self.store._placement.copies.tiers
         return [tier.name for tier, copy in zip(tiers, entry.copies, strict=True) if copy is not None]
 

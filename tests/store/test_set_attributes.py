@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from kvgate.errors import NoSuchBucket, NoSuchKey, ObjectChanged
+from kvgate.store.retention import Pin, RetentionConfig
 from tests.store.conftest import ALPHA, BETA, MiB, OpenStore
 
 
@@ -20,10 +21,11 @@ def other(present: Mapping[str, str]) -> Mapping[str, str]:
 @pytest.mark.parametrize("ack", ["memory", "disk"])
 async def test_only_the_attributes_change(open_test_store: OpenStore, tmp_path: Path, nbytes: int, ack: str) -> None:
     body = os.urandom(nbytes)
-    async with open_test_store(ack=ack) as opened:
+    everything = RetentionConfig(pinned_share=1)
+    async with open_test_store(ack=ack, retention=everything) as opened:
         await opened.put("k", body, a="1")
         before = opened.store.stat("alpha", "bucket", "k")
-        opened.store.pin("alpha", "bucket", "k")
+        assert await opened.keep("k", pin=Pin.HARD) == ["done"]
         record = await opened.store.set_attributes(ALPHA, "bucket", "k", other)
         assert record == before._replace(attributes={"a": "1", "x": "2"})
         assert opened.store.stat("alpha", "bucket", "k") is record

@@ -23,6 +23,7 @@ from kvgate.errors import (
     TooManyBuckets,
 )
 from kvgate.messages import views
+from kvgate.store.retention import Pin
 from tests.chunks import SPACE, chunk, chunk_hash
 from tests.store.conftest import ALPHA, BETA, MiB, Opened, OpenStore, fill
 
@@ -83,7 +84,7 @@ async def test_pinned_and_leased_objects_are_never_evicted(open_test_store: Open
     async with open_test_store(memory_nbytes=16 * MiB, disk_nbytes=32 * MiB) as opened:
         await opened.put("pinned", b"p" * MiB)
         await opened.put("leased", b"l" * MiB)
-        opened.store.pin("alpha", "bucket", "pinned")
+        assert await opened.keep("pinned", pin=Pin.HARD) == ["done"]
         read = opened.store.open_read("alpha", "bucket", "leased")
         for number in range(60):
             await opened.put(f"k{number:02}", bytes(MiB))
@@ -91,7 +92,7 @@ async def test_pinned_and_leased_objects_are_never_evicted(open_test_store: Open
         body = await read.load(0, MiB)
         assert b"".join([bytes(view) async for view in views(body)]) == b"l" * MiB
         body.close()
-        opened.store.pin("alpha", "bucket", "pinned", pinned=False)
+        await opened.keep("pinned", pin=Pin.NONE)
         for number in range(60):
             await opened.put(f"m{number:02}", bytes(MiB))
         assert not {"pinned", "leased"} & set(opened.keys())
