@@ -73,6 +73,28 @@ class Fields:
             raise InvalidArgument(f"{name}: expected seconds, above 0 and at most {_MAX_S:.0f}, got {_kind(value)}")
         return float(value)
 
+    def optional_seconds(self, name: str) -> float | None:
+        """Seconds, 0 included; None when it is not given."""
+        value = self._members.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= _MAX_S:
+            raise InvalidArgument(f"{name}: expected seconds, 0 to {_MAX_S:.0f}, got {_kind(value)}")
+        return float(value)
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """One of some words; empty when it is not given."""
+        value = self._members.get(name)
+        if value is None:
+            return ""
+        if value not in choices:
+            raise InvalidArgument(f"{name}: expected {' or '.join(choices)}, got {_kind(value)}")
+        return str(value)
+
+    def prefix(self, name: str) -> str:
+        """As `text`, but it may be empty."""
+        return "" if self._given(name) == "" else self.text(name)
+
     def optional_ms(self, name: str) -> float | None:
         """A time in milliseconds, as seconds; None when it is not given."""
         value = self._members.get(name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvgate.errors import MethodNotAllowed, UnsupportedOperation
-from kvgate.kvapi import explain, match, read, release, reserve, session, stats, tenant
+from kvgate.kvapi import explain, match, read, release, reserve, retention, session, stats, tenant
 from kvgate.kvapi.call import Call
 
 DOCUMENT = ("GET", "/_kv/v1/openapi.yaml")
@@ -14,6 +14,8 @@ ROUTES: dict[tuple[str, str], Call] = {
     ("POST", "/_kv/v1/read"): read.call,
     ("POST", "/_kv/v1/explain"): explain.call,
     ("POST", "/_kv/v1/release"): release.call,
+    ("POST", "/_kv/v1/retain"): retention.retain,
+    ("GET", "/_kv/v1/retention"): retention.retention,
     ("POST", "/_kv/v1/session"): session.call,
     ("POST", "/_kv/v1/reserve"): reserve.reserve,
     ("PUT", "/_kv/v1/slice"): reserve.slice_,

@@ -85,9 +85,16 @@ class Keeper:
     async def keep(self, tenant: str, bucket: str, keys: Sequence[str], change: Change) -> list[State]:
         """Change what is said of objects, so that it survives; for each key what became of it.
 
-        Raises NoSuchBucket, TooManyMarks with those before it changed, TierError with nothing changed.
+        Raises NoSuchBucket, TooManyMarks and TierError, where those before may have been changed.
         """
         self._index.bucket(tenant, bucket)
+        states: list[State] = []
+        for start in range(0, len(keys), _STEP):
+            states += await self._keep(tenant, bucket, keys[start : start + _STEP], change)
+            await asyncio.sleep(0)
+        return states
+
+    async def _keep(self, tenant: str, bucket: str, keys: Sequence[str], change: Change) -> list[State]:
         states: list[State] = []
         before: list[tuple[Entry, Mark]] = []
         try:
@@ -148,6 +155,10 @@ class Keeper:
                 if entry is not None:
                     self._retention.refresh(entry)
             await asyncio.sleep(0)
+
+    def refresh_soon(self, tenant: str, bucket: str, prefix: str) -> None:
+        """`refresh_prefix` in the background."""
+        self._copies.spawn(self.refresh_prefix(tenant, bucket, prefix))
 
     async def forget(self, entry: Entry) -> None:
         """Forget what was said of the key of an entry that its owner has deleted. Raises TierError."""

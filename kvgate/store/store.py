@@ -251,13 +251,17 @@ class Store:
         await self.keeper.forget(entry)
         return True
 
+    def watches_ends(self, record: Record) -> bool:
+        """Whether anything in the bucket of an object may end by a lifetime; if not, `expiry` is the lifecycle's."""
+        return self._retention.watches(record.tenant, record.bucket)
+
     def expiry(self, record: Record) -> tuple[int, str] | None:
         """When an object ends, in ms since the epoch, and by which rule; None for never. Raises NoSuchBucket.
 
         The rule is one of its lifecycle, or _TTL_RULE. While it has a hard pin it does not end.
         """
         ends = [self._expiry.first_of(record)]
-        if ends == [None] and not self._retention.watches(record.tenant, record.bucket):
+        if ends == [None] and not self.watches_ends(record):
             return None
         entry = self._index.get(*record[:3])
         if entry is not None and (moment_ms := self._retention.ends_ms(entry)) is not None:

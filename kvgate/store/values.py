@@ -40,3 +40,12 @@ class TenantStats:
     leases: int
     match_chunks_asked: int
     match_chunks_found: int
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Objects of one bucket: those named by `keys`, or where that is None every key that begins with `prefix`."""
+
+    bucket: str
+    keys: tuple[str, ...] | None
+    prefix: str = ""

@@ -13,6 +13,7 @@ from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
 from kvgate.errors import NoSuchBucket, NoSuchKey, ObjectTooLarge, QuotaExceeded, UnknownSpace
 from kvgate.store.explain import Explanation
+from kvgate.store.retention import Pin
 from tests.chunks import SPACE, chunk, chunk_hash
 from tests.store.conftest import ALPHA, BETA, MiB, Opened, OpenStore, fill
 
@@ -30,7 +31,7 @@ async def test_a_present_object_is_where_its_copies_are(open_test_store: OpenSto
     async with open_test_store() as opened:
         await opened.put("k", b"body")
         await opened.store.flush()
-        opened.store.pin("alpha", "bucket", "k")
+        await opened.keep("k", pin=Pin.HARD)
         with opened.store.open_read("alpha", "bucket", "k"):
             found = await explain(opened, "k")
         assert (found.status, found.tiers, found.nbytes) == ("present", ("host", "disk"), 4)

@@ -13,6 +13,7 @@ import pytest
 from kvgate.auth.tenants import Tenant
 from kvgate.errors import BucketNotEmpty, NoSuchBucket, NoSuchKey, TooManyMarks
 from kvgate.messages import views
+from kvgate.store.ghosts import Fate
 from kvgate.store.retention import TTL, Change, Pin, RetentionConfig
 from tests.store.conftest import ALPHA, BETA, MiB, Opened, OpenStore
 
@@ -210,7 +211,7 @@ async def test_a_pin_waits_for_an_object_that_was_lost_and_goes_with_one_that_wa
         await opened.keep("lost", "deleted", pin=Pin.HARD)
         await opened.store.delete("alpha", "bucket", "deleted")
         opened.store._placement.copies.drop(opened.entry("lost"))
-        opened.store._placement.copies.lose_if_bare(opened.entry("lost"))
+        opened.store._placement.copies.lose_if_bare(opened.entry("lost"), Fate.GONE, 0)
         await opened.store._placement.copies.wait_for_background()
     async with open_test_store() as opened:
         assert shown(opened) == []

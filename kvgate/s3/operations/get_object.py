@@ -16,7 +16,7 @@ async def get_object(context: Context, input: ReadInput) -> Response:
         read = context.store.open_read(context.tenant.name, input.bucket, input.key, context.caller)
         stack.callback(read.close)
         selection = input.select(read.record)
-        if context.settings:
+        if context.settings or context.store.watches_ends(read.record):
             selection.headers.update(expiration_headers(context.store, read.record))
         if selection.start == selection.stop:
             return Response(selection.status, selection.headers)

@@ -12,7 +12,7 @@ async def head_object(context: Context, input: ReadInput) -> Response:
     """What GET would answer, without the bytes; nothing is leased or read. Raises NoSuchBucket, NoSuchKey."""
     record = context.store.head(context.tenant.name, input.bucket, input.key, context.caller)
     selection = input.select(record)
-    if context.settings:
+    if context.settings or context.store.watches_ends(record):
         selection.headers.update(expiration_headers(context.store, record))
     nbytes = None if selection.status == 304 else selection.stop - selection.start
     return Response(selection.status, selection.headers, content_length=nbytes)
