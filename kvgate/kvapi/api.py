@@ -8,9 +8,11 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from kvgate.auth.authenticator import Authenticator
-from kvgate.errors import UnsupportedOperation
+from kvgate.auth.cluster import Cluster
+from kvgate.auth.identity import Identity
+from kvgate.errors import AccessDenied, UnsupportedOperation
 from kvgate.kvapi.body import read_body
-from kvgate.kvapi.call import Context, Local
+from kvgate.kvapi.call import Call, Context, Local
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.kvapi.encoding import Members, request_encoding, response_encoding
 from kvgate.kvapi.errors import error_response
@@ -23,13 +25,24 @@ if TYPE_CHECKING:
 
 
 class KVApi:
-    """Answers the calls under /_kv/v1/ from a store, each for the tenant that its signature or token proves."""
+    """Answers the calls under /_kv/v1/ from a store, each for the tenant that its signature or token proves.
 
-    def __init__(self, store: Store, authenticator: Authenticator, config: KVApiConfig, local: Local) -> None:
+    Calls of other gateways are proved by the credential of the cluster, and by nothing else.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        authenticator: Authenticator,
+        config: KVApiConfig,
+        local: Local,
+        cluster: Cluster | None = None,
+    ) -> None:
         self._local = local
         self._store = store
         self._authenticator = authenticator
         self._config = config
+        self._cluster = cluster
         self._document = resources.files("kvgate.kvapi").joinpath("openapi.yaml").read_bytes()
 
     async def handle(self, request: Request, request_id: str) -> Response:
@@ -49,8 +62,7 @@ class KVApi:
         try:
             call = route(request.method, request.raw_path)
             operation = call.name
-            identity = self._authenticator.authenticate(request)
-            self._store.rates.requests.take(identity.tenant.name)
+            identity = self._authenticate(call, request)
             parameters = query_members(request.raw_query)
             if call.in_query:
                 fields = Fields(parameters, call.fields)
@@ -67,6 +79,7 @@ class KVApi:
                 identity.signed_by,
                 request,
                 identity.payload,
+                self._cluster,
             )
             answer = call.run(context, fields)
             if isinstance(answer, Awaitable):
@@ -79,6 +92,15 @@ class KVApi:
             response = error_response(error, encoding, method=request.method, request_id=request_id)
         response.operation = operation
         return response
+
+    def _authenticate(self, call: Call, request: Request) -> Identity:
+        if not call.for_peers:
+            identity = self._authenticator.authenticate(request)
+            self._store.rates.requests.take(identity.tenant.name)
+            return identity
+        if self._cluster is None:
+            raise AccessDenied("this gateway is in no cluster (see `cluster` in its configuration)")
+        return self._cluster.authenticate(request)
 
     async def _members(self, request: Request, body: bytes) -> Members:
         if not body:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from kvgate.auth.cluster import Cluster
 from kvgate.auth.identity import Payload
 from kvgate.auth.session import Sessions
 from kvgate.auth.tenants import Tenant
@@ -37,7 +38,9 @@ class Local:
 class Context:
     """What a call works on, and for whom.
 
+    tenant:    who asks; none that has objects where another gateway does
     signed_by: see Identity
+    cluster:   that this gateway belongs to
     request, payload: for a call that takes its body as it comes; for all others it has been read
     """
 
@@ -49,6 +52,7 @@ class Context:
     signed_by: str
     request: Request
     payload: Payload
+    cluster: Cluster | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +62,11 @@ class Call:
     fields:   those that there are; a request with another one is refused
     run:      raises any domain error; synchronous where everything that is asked is decided in memory
     in_query: the fields are parameters of the query, and the body, if there is one, is the call's to read
+    for_peers: it is for gateways of the cluster, and for them alone
     """
 
     name: str
     fields: tuple[str, ...]
     run: Callable[[Context, Fields], Answer | Awaitable[Answer]]
     in_query: bool = False
+    for_peers: bool = False

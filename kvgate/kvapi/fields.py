@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from urllib.parse import unquote
 
 from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.layout import parse_range
@@ -12,6 +13,8 @@ from kvgate.errors import InvalidArgument, InvalidRequest, LayoutError
 from kvgate.kvapi.encoding import Members
 
 _HEX_HASH = re.compile(rf"[0-9a-f]{{{2 * HASH_NBYTES}}}")
+_HEX_DIGITS = re.compile(r"[0-9a-f]+")
+_DIGITS = re.compile(r"[0-9]{1,19}", re.ASCII)
 _MAX_TEXT_CHARS = 1024
 _MAX_S = 1e9
 
@@ -59,6 +62,31 @@ class Fields:
         value = self._members.get(name)
         if value is not None and not (isinstance(value, dict) and all(type(key) is str for key in value)):
             raise InvalidArgument(f"{name}: expected a map with text keys, got {_kind(value)}")
+        return value
+
+    def unquoted(self, name: str) -> str:
+        """Text from a query, its escapes undone."""
+        value = self._given(name)
+        try:
+            text = unquote(value, errors="strict") if isinstance(value, str) else ""
+        except UnicodeDecodeError:
+            text = ""
+        if not 0 < len(text) <= _MAX_TEXT_CHARS:
+            raise InvalidArgument(f"{name}: expected 1 to {_MAX_TEXT_CHARS} characters in UTF-8, got {_kind(value)}")
+        return text
+
+    def number(self, name: str, most: int) -> int:
+        """A whole number from a query, in decimal digits."""
+        value = self._given(name)
+        if not isinstance(value, str) or not _DIGITS.fullmatch(value) or int(value) > most:
+            raise InvalidArgument(f"{name}: expected an integer from 0 to {most}, got {_kind(value)}")
+        return int(value)
+
+    def digits(self, name: str, count: int) -> str:
+        """So many lower-case hex digits."""
+        value = self._given(name)
+        if not isinstance(value, str) or len(value) != count or not _HEX_DIGITS.fullmatch(value):
+            raise InvalidArgument(f"{name}: expected {count} lower-case hex digits, got {_kind(value)}")
         return value
 
     def hex_digest(self, name: str) -> str:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from kvgate.errors import MethodNotAllowed, UnsupportedOperation
-from kvgate.kvapi import explain, match, read, release, reserve, retention, session, stats, tenant
+from kvgate.kvapi import explain, match, peer, read, release, reserve, retention, session, stats, tenant
 from kvgate.kvapi.call import Call
+from kvgate.tiers.peer_records import OBJECT, RECORDS
 
 DOCUMENT = ("GET", "/_kv/v1/openapi.yaml")
 """The one route that needs no signature."""
@@ -20,6 +21,8 @@ ROUTES: dict[tuple[str, str], Call] = {
     ("POST", "/_kv/v1/reserve"): reserve.reserve,
     ("PUT", "/_kv/v1/slice"): reserve.slice_,
     ("DELETE", "/_kv/v1/reserve"): reserve.abort,
+    ("POST", RECORDS): peer.records,
+    ("GET", OBJECT): peer.object_,
     ("GET", "/_kv/v1/stats"): stats.call,
     ("GET", "/_kv/v1/tenant"): tenant.call,
 }

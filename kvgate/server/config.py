@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from kvgate import config, plugins
+from kvgate.auth.cluster import ClusterConfig
 from kvgate.auth.session import MAX_TTL_S, MIN_TTL_S
 from kvgate.auth.tenants import TenantConfig
 from kvgate.chunk.key import check_bucket, split_owner
@@ -16,6 +17,7 @@ from kvgate.config import KiB, MiB, Seconds, Size, option
 from kvgate.errors import ConfigError, InvalidBucketName
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.store.config import StoreConfig
+from kvgate.tiers.peer import PeerTier
 from kvgate.tiers.rules import TierRules
 
 MEMORY_TIER = "host"
@@ -161,6 +163,10 @@ class GatewayConfig:
     )
     store: StoreConfig = option(default=StoreConfig(), help="acknowledgement, eviction and limits")
     kvapi: KVApiConfig = option(default=KVApiConfig(), help="limits of the calls under /_kv/v1/")
+    cluster: ClusterConfig | None = option(
+        default=None,
+        help="what this gateway and its peers prove to each other; without it, none of them may ask this one",
+    )
 
     def __post_init__(self) -> None:
         if not self.tenants:
@@ -176,6 +182,13 @@ class GatewayConfig:
                     check_bucket(bucket)
                 except InvalidBucketName as error:
                     raise ConfigError(f"tenants.{name}.buckets: {error}") from None
+        if self.cluster is not None and any(
+            key.access_key == self.cluster.access_key for tenant in self.tenants.values() for key in tenant.access_keys
+        ):
+            raise ConfigError("cluster.access_key: expected one that no tenant has")
+        for each in self.tier_options():
+            if issubclass(each.kind, PeerTier) and self.cluster is None:
+                raise ConfigError(f"tiers.{each.name}: gateways that read from each other need `cluster`")
         if len(self.tier_options()) == 1 and self.store.ack == "disk":
             raise ConfigError("store.ack: `disk` needs a tier below memory; configure `tiers.disk`, or use `memory`")
 

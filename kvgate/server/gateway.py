@@ -18,6 +18,8 @@ from pathlib import Path
 from aiohttp import web
 
 from kvgate.auth.authenticator import Authenticator
+from kvgate.auth.cluster import Cluster
+from kvgate.auth.sigv4 import Credential
 from kvgate.auth.tenants import Tenants
 from kvgate.errors import ConfigError, KVGateError
 from kvgate.kvapi.api import KVApi
@@ -40,6 +42,7 @@ from kvgate.tiers.circuit import Health
 from kvgate.tiers.disk import DiskTier
 from kvgate.tiers.guarded import Guarded, guarded
 from kvgate.tiers.host import HostTier
+from kvgate.tiers.peer import PeerTier
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,9 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
     options = config.tier_options()
     memory, *made = [each.make() for each in options]
     assert isinstance(memory, HostTier)
+    for tier in made:
+        if isinstance(tier, PeerTier) and config.cluster is not None:
+            tier.join(Credential(config.cluster.access_key, str(config.cluster.secret_key)))
     lower = [
         guarded(tier, each.rules, metrics) if tier.shared else tier
         for tier, each in zip(made, options[1:], strict=True)
@@ -107,7 +113,8 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
             )
             await stack.enter_async_context(shm.running())
             collectors.append(shm.collect)
-        kvapi = KVApi(store, authenticator, config.kvapi, _local(listen, boot_id))
+        cluster = Cluster(config.cluster, tenants, time.time, listen.max_skew) if config.cluster is not None else None
+        kvapi = KVApi(store, authenticator, config.kvapi, _local(listen, boot_id), cluster)
 
         buffers = Buffers(listen.buffered_bodies)
 

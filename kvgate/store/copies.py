@@ -52,7 +52,8 @@ class Copies:
     ) -> None:
         self.memory = memory
         self.tiers: tuple[Tier, ...] = (memory, *lower)
-        self.lower_ranks = tuple(range(1, len(self.tiers)))
+        self.all_ranks = tuple(range(len(self.tiers)))
+        self.lower_ranks = self.all_ranks[1:]
         self.residents = tuple(Residents(rank, policy) for rank in range(len(self.tiers)))
         self.leaving_nbytes = [0] * len(self.tiers)
         self.deletions: tuple[set[asyncio.Task[Exception | None]], ...] = tuple(set() for _ in self.tiers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection
 from types import TracebackType
 
 from kvgate.errors import ArenaFull, CorruptCopy, NoSuchKey, NotInTier, TierError
@@ -23,16 +24,25 @@ class Read:
     """A lease on an object. A context manager; `load` hands the lease on to the body that it returns.
 
     whole: its other ranges will be read too, so that any read brings it to memory
+    ranks: of the tiers that may be asked; None for all
     """
 
     def __init__(
-        self, placement: Placement, entry: Entry, metrics: Metrics, config: StoreConfig, *, whole: bool = False
+        self,
+        placement: Placement,
+        entry: Entry,
+        metrics: Metrics,
+        config: StoreConfig,
+        *,
+        whole: bool = False,
+        ranks: Collection[int] | None = None,
     ) -> None:
         self._placement = placement
         self._entry: Entry | None = entry
         self._metrics = metrics
         self._config = config
         self._whole = whole
+        self._ranks = placement.copies.all_ranks if ranks is None else ranks
         self.record: Record = entry.record
         placement.copies.lease(entry)
 
@@ -46,7 +56,7 @@ class Read:
         entry = self._entry
         assert entry is not None, "a Read is used once"
         failed: dict[int, TierError] = {}
-        while (rank := next((r for r, c in enumerate(entry.copies) if c is not None and r not in failed), -1)) >= 0:
+        while (rank := next((r for r in self._ranks if entry.copies[r] is not None and r not in failed), -1)) >= 0:
             copy = entry.copies[rank]
             try:
                 body = await self._load_from(entry, rank, start, stop)

@@ -5,7 +5,8 @@ holds up another request. A name means something only together with its tenant: 
 tenant's credential that belongs to another's.
 
 `Store.buckets` holds the buckets, `Store.multipart` what is uploaded in parts, and `Store.chunk_writes` the chunks that
-come in slices. `Store.explain` says where an object is, or why it is not here.
+come in slices. `Store.explain` says where an object is, or why it is not here, and `Store.local` is what other gateways
+may read.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from kvgate.store.index import Entry, Index, Listing
 from kvgate.store.keeper import Keeper
 from kvgate.store.leases import LeaseTable
 from kvgate.store.loan import Loan
+from kvgate.store.local import Local
 from kvgate.store.multipart import Multipart
 from kvgate.store.placement import Placement
 from kvgate.store.quota import Quota
@@ -134,6 +136,7 @@ class Store:
         self.scrubber = Scrubber(
             index=self._index, placement=self._placement, config=config.scrub, metrics=metrics, state=scrub_state
         )
+        self.local = Local(self._placement, self._index, metrics, config)
         self.explain = Explain(self._index, copies, self._space, config.eviction)
         self.keeper = Keeper(
             index=self._index,

@@ -194,6 +194,14 @@ class Inspected(Protocol):
         """How many copies are kept aside now, and their bytes."""
 
 
+@runtime_checkable
+class Digested(Protocol):
+    """What a private tier offers besides that keeps the digests of its copies: other gateways can then read them."""
+
+    async def blocks(self, record: Record, copy: Copy) -> array[int]:
+        """The crc64nvme of the copy's blocks, without reading them. Raises NotInTier, CorruptCopy, TierError."""
+
+
 class Mapped(Protocol):
     """What a tier whose copies lie in the arena offers besides: bytes are used where they lie, without a copy."""
 

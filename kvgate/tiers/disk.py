@@ -259,6 +259,10 @@ class DiskTier:
         """See Tier."""
         return FileReader(self, record, partial(open_verified, str(self.path(copy)), record))
 
+    async def blocks(self, record: Record, copy: Copy) -> array[int]:
+        """See Digested."""
+        return await self.run((), self._blocks, record, copy)
+
     async def delete(self, record: Record, copy: Copy) -> None:
         """See Tier."""
         try:
@@ -297,6 +301,11 @@ class DiskTier:
         self._strays = {file: self._strays.get(file, now) for file in files}
         old = [file for file, seen in self._strays.items() if now - seen >= age_s]
         return sum(self._quarantine.take(Path(files[file])) for file in old)
+
+    def _blocks(self, record: Record, copy: Copy) -> array[int]:
+        fd, blocks = open_verified(str(self.path(copy)), record)
+        os.close(fd)
+        return blocks
 
     # --- for uploads and readers --------------------------------------------------------------------------------------
 

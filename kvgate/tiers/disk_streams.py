@@ -154,9 +154,7 @@ class FileReader:
 
     async def read_into(self, start: int, lease: Lease, nbytes: int, arrived: Arrived | None = None) -> array[int]:
         """See Reader."""
-        step_nbytes = _step_nbytes(nbytes)
-        steps = [lease.slices(at, min(at + step_nbytes, nbytes)) for at in range(0, nbytes, step_nbytes)]
-        return await self._files.run(lease, self._read, start, steps, arrived)
+        return await self._files.run(lease, self._read, start, steps_of(lease, nbytes), arrived)
 
     async def close(self) -> None:
         """See Reader."""
@@ -202,13 +200,14 @@ class FileReader:
             os.close(fd)
 
 
-def _step_nbytes(nbytes: int) -> int:
-    """How much of `nbytes` is read and verified at a time: whole blocks.
+def steps_of(lease: Lease, nbytes: int) -> list[list[memoryview]]:
+    """The first `nbytes` bytes of `lease` in the pieces that are read and verified at a time: whole blocks.
 
     What is sent while the next step is read waits for the last one, so that it should be short; but each step costs
     some tenths of a millisecond to pass on.
     """
-    return min(max(nbytes // _STEPS // BLOCK_NBYTES, 1) * BLOCK_NBYTES, _LONGEST_STEP_NBYTES)
+    step_nbytes = min(max(nbytes // _STEPS // BLOCK_NBYTES, 1) * BLOCK_NBYTES, _LONGEST_STEP_NBYTES)
+    return [lease.slices(at, min(at + step_nbytes, nbytes)) for at in range(0, nbytes, step_nbytes)]
 
 
 def footprint(nbytes: int) -> int:

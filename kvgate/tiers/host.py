@@ -118,6 +118,10 @@ class HostTier:
         """See Tier."""
         return HostReader(self, record, copy)
 
+    async def blocks(self, record: Record, copy: HostCopy) -> array[int]:
+        """See Digested."""
+        return copy.blocks
+
     async def delete(self, record: Record, copy: HostCopy) -> None:
         """See Tier."""
         self.drop(copy)

@@ -14,6 +14,7 @@ import msgpack
 import pytest
 
 from kvgate.auth.authenticator import Authenticator
+from kvgate.auth.cluster import Cluster
 from kvgate.auth.sigv4 import Credential, sign
 from kvgate.auth.tenants import AccessKeyConfig, TenantConfig, Tenants
 from kvgate.chunk.key import ChunkKey, ManifestKey
@@ -117,7 +118,11 @@ class OpenedApi:
 def open_api() -> OpenApi:
     @contextlib.asynccontextmanager
     async def open_it(
-        *, store: StoreConfig | None = None, session_ttl_s: float = 3600, **options: Any
+        *,
+        store: StoreConfig | None = None,
+        session_ttl_s: float = 3600,
+        cluster: Callable[[Tenants], Cluster] | None = None,
+        **options: Any,
     ) -> AsyncIterator[OpenedApi]:
         tenants = Tenants(
             {
@@ -129,7 +134,8 @@ def open_api() -> OpenApi:
         config, metrics = store or StoreConfig(), Metrics()
         async with open_store(memory, [], tenants, config=config, metrics=metrics, catalog=None) as opened:
             authenticator = Authenticator(tenants, time.time, session_ttl_s=session_ttl_s)
-            api = KVApi(opened, authenticator, KVApiConfig(**options), Local(bytes(16)))
+            local = Local(bytes(16))
+            api = KVApi(opened, authenticator, KVApiConfig(**options), local, cluster(tenants) if cluster else None)
             yield OpenedApi(api, opened, tenants)
 
     return open_it

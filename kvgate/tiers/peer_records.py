@@ -1,0 +1,72 @@
+"""What one gateway tells another of an object: its record, and the crc64nvme of its blocks. Both ends use this.
+
+The blocks combine to the crc64nvme of the whole, so that an answer is consistent in itself, and every MiB that comes
+later is held against it.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Mapping
+
+from kvgate.errors import CorruptCopy
+from kvgate.memory.digest import BLOCK_NBYTES, combine_blocks
+from kvgate.tiers.base import NO_ATTRIBUTES, Name, Record
+
+RECORDS = "/_kv/v1/peer/records"
+OBJECT = "/_kv/v1/peer/object"
+
+MAX_KEYS = 1024
+"""Of one call for records."""
+
+MAX_ANSWER_NBYTES = 8 << 20
+"""Of the records in one answer; those that would not fit are left out, as if they were not there."""
+
+_MAX_TIME_MS = 253_402_300_799_999
+
+
+def pack_record(record: Record, blocks: array[int]) -> dict[str, object]:
+    """The members that tell of an object: numbers, text, bytes, and a map of text."""
+    return {
+        "key": record.key,
+        "nbytes": record.nbytes,
+        "crc64nvme": record.crc64nvme.to_bytes(8, "big"),
+        "mtime_ms": record.mtime_ms,
+        "attributes": dict(record.attributes),
+        "blocks": struct.pack(f"<{len(blocks)}Q", *blocks),
+    }
+
+
+def packed_nbytes(record: Record, blocks: array[int]) -> int:
+    """About how much of an answer `pack_record` takes."""
+    attributes = sum(len(name) + len(value) for name, value in record.attributes.items())
+    return 200 + 4 * (len(record.key) + attributes) + 8 * len(blocks)
+
+
+def unpack_record(members: object, name: Name) -> tuple[Record, array[int]]:
+    """The record of the object called `name`, and its blocks. Raises CorruptCopy unless all is consistent."""
+    if not isinstance(members, Mapping):
+        raise CorruptCopy("the peer's record is no map")
+    if members.get("key") != name.key:
+        raise CorruptCopy("the peer's record is of another object")
+    nbytes, mtime_ms = _count(members.get("nbytes")), _count(members.get("mtime_ms"))
+    if nbytes is None or mtime_ms is None or mtime_ms > _MAX_TIME_MS:
+        raise CorruptCopy("a number of the peer's record is out of range")
+    crc64nvme, packed = members.get("crc64nvme"), members.get("blocks")
+    if not (isinstance(crc64nvme, bytes) and len(crc64nvme) == 8 and isinstance(packed, bytes)):
+        raise CorruptCopy("the peer's record has no digests")
+    attributes = members.get("attributes")
+    if not isinstance(attributes, dict) or not all(type(text) is str for pair in attributes.items() for text in pair):
+        raise CorruptCopy("an attribute in the peer's record is not text")
+    if len(packed) != 8 * -(-nbytes // BLOCK_NBYTES):
+        raise CorruptCopy("the peer's record has digests of another length")
+    blocks = array("Q", struct.unpack(f"<{len(packed) // 8}Q", packed))
+    crc = int.from_bytes(crc64nvme, "big")
+    if combine_blocks(blocks, nbytes) != crc:
+        raise CorruptCopy("the digests of the peer's record do not agree")
+    return Record(*name, nbytes, crc, mtime_ms, attributes or NO_ATTRIBUTES), blocks
+
+
+def _count(value: object) -> int | None:
+    return value if type(value) is int and value >= 0 else None
