@@ -106,12 +106,13 @@ async def append_copy(write: Write, read: Read, start: int, stop: int, algorithm
     source = read.record
     header = HEADER_PREFIX + algorithm
     whole = (start, stop) == (0, source.nbytes)
+    known = source.crc64nvme if whole else None
     if algorithm == STORES_OWN:
-        await write.append(await read.load(start, stop))
+        await write.append(await read.load(start, stop), known)
         return {}
     if whole and header in source.attributes and source.attributes.get(TYPE_HEADER) != "COMPOSITE":
-        await write.append(await read.load(start, stop))
+        await write.append(await read.load(start, stop), known)
         return {header: source.attributes[header]}
     checksum = checksums.new(algorithm)
-    await write.append(DigestedBody(await read.load(start, stop), checksum))
+    await write.append(DigestedBody(await read.load(start, stop), checksum), known)
     return {header: checksums.encode(checksum.digest())}

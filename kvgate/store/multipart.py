@@ -319,7 +319,7 @@ class Multipart:
             raise InvalidPart("a part has been replaced or deleted meanwhile")
         with Read(self._placement, entry, self._metrics, self._config) as read:
             try:
-                await write.append(await read.load(0, entry.record.nbytes))
+                await write.append(await read.load(0, entry.record.nbytes), entry.record.crc64nvme)
             except (NoSuchKey, CorruptCopy, NotInTier) as error:
                 raise InvalidPart("a part has been lost; upload it again") from error
 

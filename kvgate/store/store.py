@@ -235,7 +235,7 @@ class Store:
                 body.close()
                 raise
             async with write:
-                await write.append(body)
+                await write.append(body, record.crc64nvme)
                 return await write.commit(change(record.attributes), restated=record)
 
     async def delete(self, tenant: str, bucket: str, key: str, precondition: Precondition | None = None) -> bool:

@@ -15,11 +15,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
+from awscrt import checksums
+
 from kvgate.auth.tenants import Tenant
 from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
 from kvgate.errors import (
     ArenaFull,
+    CorruptCopy,
     IncompleteBody,
     InvalidRequest,
     KVGateError,
@@ -185,11 +188,15 @@ class Write:
         await memory.run(lease, nbytes, _digest, self._digest, lease.slices(kept, nbytes))
         self._filled = nbytes
 
-    async def append(self, body: ResponseBody) -> None:
+    async def append(self, body: ResponseBody, crc64nvme: int | None = None) -> None:
         """Copy a body to the end of this one, letting others have their turn on the way. Closes the body.
 
+        crc64nvme: of the body, where it is known: a bit that turns between its last check and this copy, of which a new
+                   digest is taken, would never be found later
         A copy holds the interpreter wherever it runs, so that a thread would gain nothing.
+        Raises CorruptCopy, and what the body raises.
         """
+        before, before_nbytes = self.crc64nvme, self.nbytes
         try:
             async for view in views(body):
                 left = view
@@ -202,6 +209,10 @@ class Write:
                 await asyncio.sleep(0)
         finally:
             body.close()
+        if crc64nvme is not None:
+            nbytes = self.nbytes - before_nbytes
+            if self.crc64nvme != checksums.combine_crc64nvme(before, crc64nvme, nbytes):
+                raise CorruptCopy("the bytes changed between their check and their copy")
 
     async def commit(
         self,
