@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.gateways import RunningGateway, default_config
+from tests.stores import Seaweed
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,12 @@ def start_gateway(tmp_path: Path) -> Iterator[Callable[..., RunningGateway]]:
     yield start
     for running in started:
         running.kill()
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """An S3 store that many tests share: use prefixes of your own, and leave it running."""
+    server = Seaweed(tmp_path_factory.mktemp("seaweedfs"))
+    server.start()
+    yield server
+    server.kill()

@@ -181,7 +181,8 @@ class S3Calls:
         """Send a request, and give its answer when that has a status of `accept`.
 
         scope: cut to end the request from another thread
-        Raises NotInTier for a key that is not there, ConditionFailed, TierAway, TierFull, TierError.
+        Raises NotInTier for a key that is not there, CorruptCopy for a range beyond the end, ConditionFailed, TierAway,
+        TierFull, TierError.
         """
         if (quiet_s := self._quiet_until - time.monotonic()) > 0:
             raise TierAway(f"the S3 store at {self._endpoint} asks to be left alone for {quiet_s:.1f} s more")
@@ -286,6 +287,8 @@ class S3Calls:
         status = answer.status
         if status == 404 and code not in ("NoSuchBucket", "NoSuchUpload"):
             return NotInTier("the S3 store has no such object")
+        if status == 416:
+            return CorruptCopy("the object in the S3 store is shorter than it was")
         if status == 412:
             return ConditionFailed("the object is not, or not any more, the one that was meant")
         said = f"the S3 store at {self._endpoint} answered {status} {code or 'without a reason'}"
