@@ -137,6 +137,8 @@ def _print(explained: Explained) -> None:
         if each.elsewhere:
             print(f"{'':7}a chunk of this hash is in the space {each.elsewhere[:16]}…")
     print(printable(summary(explained)))
+    if explained.away:
+        print(printable(f"These tiers are away: {', '.join(explained.away)}."))
     if any(each.status in _UNWRITTEN for each in explained.objects):
         _print_spaces(explained)
 
@@ -175,7 +177,8 @@ def _detail(each: Explanation, now_ms: int) -> str:
 
     if each.status == _PRESENT:
         words = [each.reason, human_size(each.nbytes), f"written {ago(each.modified_ms)}"]
-        words += ["pinned"] if each.pinned else []
+        words += [f"ends in {human_duration((each.expires_ms - now_ms) / 1000)}"] if each.expires_ms else []
+        words += [f"{each.pin} pin"] if each.pin != "none" else []
         words += [f"{each.leases} lease{'' if each.leases == 1 else 's'}"] if each.leases else []
         words += [f"another body was replaced {ago(each.at_ms)}"] if each.at_ms else []
         return ", ".join(words)

@@ -117,6 +117,7 @@ def read_explained(answer: Answer) -> Explained:
         tuple(_explanation(_Fields(answer.status, each)) for each in fields.one("objects", list)),
         fields.one("now_ms", int),
         fields.one("since_ms", int),
+        tuple(fields.listed("away", str)),
         None if near is None else tuple(_near_space(_Fields(answer.status, each)) for each in near),
     )
 
@@ -128,9 +129,10 @@ def _explanation(fields: _Fields) -> Explanation:
         reason=fields.one("reason", str),
         tiers=tuple(fields.listed("tiers", str)),
         nbytes=fields.one("nbytes", int),
-        pinned=fields.one("pinned", bool),
+        pin=fields.one("pin", str),
         leases=fields.one("leases", int),
         modified_ms=fields.one("modified_ms", int),
+        expires_ms=fields.one("expires_ms", int),
         tier=fields.one("tier", str),
         at_ms=fields.one("at_ms", int),
         elsewhere=fields.one("elsewhere", str),

@@ -158,7 +158,9 @@ class Stats:
 class Explanation:
     """Where an object is, or what became of it; docs/explain.md says what each status means.
 
-    tiers, nbytes, pinned, leases, modified_ms: of a present object
+    tiers, nbytes, leases, modified_ms: of an object that is held
+    pin:         `none`, `soft` or `hard`
+    expires_ms:  when it ends
     tier, at_ms: where and when it came to its fate; of a present one, when it took the place of another body
     elsewhere:   another space of the bucket that holds a chunk of the same hash
     Times are in ms since the epoch by the gateway's clock; 0 and empty are unknown, or none.
@@ -169,9 +171,10 @@ class Explanation:
     reason: str
     tiers: tuple[str, ...]
     nbytes: int
-    pinned: bool
+    pin: str
     leases: int
     modified_ms: int
+    expires_ms: int
     tier: str
     at_ms: int
     elsewhere: str
@@ -192,12 +195,14 @@ class Explained:
 
     now_ms:   the gateway's clock
     since_ms: what became of objects before this time may be forgotten
+    away:     the tiers that cannot be asked now
     nearest:  the spaces that differ least; None when nobody knows what the space asked for is
     """
 
     objects: tuple[Explanation, ...]
     now_ms: int
     since_ms: int
+    away: tuple[str, ...]
     nearest: tuple[NearSpace, ...] | None
 
 

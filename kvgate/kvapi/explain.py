@@ -14,7 +14,7 @@ from kvgate.kvapi.fields import Fields
 
 
 async def _explain(context: Context, fields: Fields) -> Members:
-    """{bucket, space, hashes, manifest?} or {bucket, keys} → {now_ms, since_ms, objects, nearest}, in their order."""
+    """{bucket, space, hashes, manifest?} or {bucket, keys} → {now_ms, since_ms, away, objects, nearest}."""
     bucket = fields.text("bucket")
     most = context.config.max_explain
     explain, tenant = context.store.explain, context.tenant.name
@@ -31,6 +31,7 @@ async def _explain(context: Context, fields: Fields) -> Members:
     return {
         "now_ms": time.time_ns() // 1_000_000,
         "since_ms": explain.since_ms(tenant),
+        "away": explain.away(),
         "objects": [dataclasses.asdict(each) for each in objects],
         "nearest": None if nearest is None else [dataclasses.asdict(each) for each in nearest],
     }

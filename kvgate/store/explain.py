@@ -16,6 +16,8 @@ from kvgate.errors import InvalidKey, TierError, UnknownSpace
 from kvgate.store.copies import Copies
 from kvgate.store.ghosts import Fate
 from kvgate.store.index import Entry, Index
+from kvgate.tiers.base import Record
+from kvgate.tiers.guarded import Guarded
 
 MAX_SPACES = 64
 """How many other spaces of a bucket are looked at."""
@@ -25,6 +27,8 @@ _TURN = 256
 """Objects explained before others have their turn."""
 
 PRESENT = "present"
+TIER_AWAY = "tier-away"
+"""Only a tier that is away has it, or may have it."""
 NEVER_WRITTEN = "never-written"
 NOT_WRITTEN = "not-written"
 """As `never-written`, but only since the time from which on the gateway remembers."""
@@ -53,10 +57,10 @@ _WORDS = {
 class Explanation:
     """What is known of one object.
 
-    status:     PRESENT, NEVER_WRITTEN, NOT_WRITTEN, or a Fate's name in lower case with hyphens
+    status:     PRESENT, TIER_AWAY, NEVER_WRITTEN, NOT_WRITTEN, or a Fate's name in lower case with hyphens
     reason:     the same in a sentence
-    tiers:      of a present object, the fastest first
-    nbytes, pinned, leases, modified_ms: of a present object
+    tiers:      that hold a copy, the fastest first
+    nbytes, pin, leases, modified_ms, expires_ms: of an object that is held; it ends at expires_ms, 0 for never
     tier, at_ms: where and when it came to its fate, in ms since the epoch; of a present object the time at which it
                 took the place of another body, and 0 for none or for a time that is not known
     elsewhere:  another space of the bucket that holds a chunk of the same hash; empty for none
@@ -67,9 +71,10 @@ class Explanation:
     reason: str
     tiers: tuple[str, ...] = ()
     nbytes: int = 0
-    pinned: bool = False
+    pin: str = "none"
     leases: int = 0
     modified_ms: int = 0
+    expires_ms: int = 0
     tier: str = ""
     at_ms: int = 0
     elsewhere: str = ""
@@ -92,34 +97,41 @@ class Explain:
         index: Index,
         copies: Copies,
         find_space: Callable[[str, str, str], Awaitable[Space]],
+        expiry: Callable[[Record], tuple[int, str] | None],
         policy: str,
     ) -> None:
         """
+        expiry:     when an object ends, in ms since the epoch, and by which rule; None for never
         find_space: the space of a manifest that a tenant's bucket holds. Raises UnknownSpace, TierError
         policy:     the name of the eviction policy
         """
         self._index = index
         self._copies = copies
         self._find_space = find_space
+        self._expiry = expiry
         self._policy = policy
 
     def since_ms(self, tenant: str) -> int:
         """The time, in ms since the epoch, from which on everything of this tenant is remembered."""
         return self._copies.ghosts.since_ms(tenant)
 
+    def away(self) -> list[str]:
+        """The tiers that cannot be asked now."""
+        return [tier.name for tier in self._copies.tiers if isinstance(tier, Guarded) and tier.health.away]
+
     async def objects(self, tenant: str, bucket: str, keys: Sequence[str]) -> list[Explanation]:
         """What is known of each of these objects, in their order. Raises NoSuchBucket."""
         created_ms = self._index.bucket(tenant, bucket).created_ms
-        spaces = self._spaces(tenant, bucket)
+        spaces, away = self._spaces(tenant, bucket), self.away()
         explanations = []
         for number, key in enumerate(keys):
             if number % _TURN == _TURN - 1:
                 await asyncio.sleep(0)
             entry = self._index.get(tenant, bucket, key)
-            explained = (
-                self._missing(tenant, bucket, key, created_ms, spaces) if entry is None else self._present(entry)
-            )
-            explanations.append(explained)
+            if entry is not None:
+                explanations.append(self._present(entry, away))
+            else:
+                explanations.append(self._missing(tenant, bucket, key, created_ms, spaces, away))
         return explanations
 
     async def nearest(self, tenant: str, bucket: str, space_id: str, space: Space | None) -> list[NearSpace] | None:
@@ -141,32 +153,41 @@ class Explain:
         found.sort(key=lambda near: (len(near.differs), -near.chunks, near.space))
         return found[:_MAX_NEAREST]
 
-    def _present(self, entry: Entry) -> Explanation:
+    def _present(self, entry: Entry, away: Sequence[str]) -> Explanation:
         record = entry.record
         tiers = tuple(
             tier.name for tier, copy in zip(self._copies.tiers, entry.copies, strict=True) if copy is not None
         )
         ghost = self._copies.ghosts.find(record.tenant, record.bucket, record.key)
         replaced = ghost is not None and ghost.fate == Fate.REPLACED
+        reached = not set(tiers) <= set(away)
+        where = f"in the {tiers[0]} tier" if len(tiers) == 1 else f"in the tiers {', '.join(tiers)}"
+        end = self._expiry(record)
         return Explanation(
             record.key,
-            PRESENT,
-            f"in the {tiers[0]} tier" if len(tiers) == 1 else f"in the tiers {', '.join(tiers)}",
+            PRESENT if reached else TIER_AWAY,
+            where if reached else f"{where}, which is away" if len(tiers) == 1 else f"{where}, which are away",
             tiers=tiers,
             nbytes=record.nbytes,
-            pinned=entry.pinned,
+            pin=entry.pin.name.lower(),
             leases=entry.leases,
             modified_ms=record.mtime_ms,
+            expires_ms=0 if end is None else end[0],
             at_ms=ghost.at_ms if ghost is not None and replaced else 0,
         )
 
-    def _missing(self, tenant: str, bucket: str, key: str, created_ms: int, spaces: Sequence[str]) -> Explanation:
+    def _missing(
+        self, tenant: str, bucket: str, key: str, created_ms: int, spaces: Sequence[str], away: Sequence[str]
+    ) -> Explanation:
         elsewhere = self._elsewhere(tenant, bucket, key, spaces)
         if key in self._index.objects(tenant, bucket):  # found by nobody, and still to be removed
             status = Fate.EXPIRED.name.lower()
             return Explanation(key, status, _WORDS[Fate.EXPIRED], elsewhere=elsewhere)
         ghosts = self._copies.ghosts
         ghost = ghosts.find(tenant, bucket, key)
+        if ghost is None and away:
+            words = f"not known here; it may lie in a tier that is away: {', '.join(away)}"
+            return Explanation(key, TIER_AWAY, words, tier=away[0], elsewhere=elsewhere)
         if ghost is not None:
             words = _WORDS[ghost.fate].format(tier=ghost.tier, policy=self._policy)
             status = ghost.fate.name.lower().replace("_", "-")

@@ -137,7 +137,7 @@ class Store:
             index=self._index, placement=self._placement, config=config.scrub, metrics=metrics, state=scrub_state
         )
         self.local = Local(self._placement, self._index, metrics, config)
-        self.explain = Explain(self._index, copies, self._space, config.eviction)
+        self.explain = Explain(self._index, copies, self._space, self.expiry, config.eviction)
         self.keeper = Keeper(
             index=self._index,
             retention=self._retention,

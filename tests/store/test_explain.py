@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,18 @@ import pytest
 from kvgate.auth.tenants import Tenant
 from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
-from kvgate.errors import NoSuchBucket, NoSuchKey, ObjectTooLarge, QuotaExceeded, UnknownSpace
+from kvgate.config import Seconds, Size
+from kvgate.errors import NoSuchBucket, NoSuchKey, ObjectTooLarge, QuotaExceeded, TierAway, UnknownSpace
+from kvgate.metrics import Metrics
+from kvgate.store.config import StoreConfig
 from kvgate.store.explain import Explanation
 from kvgate.store.retention import Pin
+from kvgate.store.store import open_store
+from kvgate.tiers.base import Name, Record
+from kvgate.tiers.fs import FsConfig, FsTier
+from kvgate.tiers.guarded import guarded
+from kvgate.tiers.host import HostConfig, HostTier
+from kvgate.tiers.rules import TierRules
 from tests.chunks import SPACE, chunk, chunk_hash
 from tests.store.conftest import ALPHA, BETA, MiB, Opened, OpenStore, fill
 
@@ -31,11 +41,16 @@ async def test_a_present_object_is_where_its_copies_are(open_test_store: OpenSto
     async with open_test_store() as opened:
         await opened.put("k", b"body")
         await opened.store.flush()
-        await opened.keep("k", pin=Pin.HARD)
+        await opened.keep("k", pin=Pin.HARD, ttl_ms=60_000)
         with opened.store.open_read("alpha", "bucket", "k"):
             found = await explain(opened, "k")
         assert (found.status, found.tiers, found.nbytes) == ("present", ("host", "disk"), 4)
-        assert (found.pinned, found.leases, found.at_ms) == (True, 1, 0)
+        assert (found.pin, found.leases, found.at_ms) == ("hard", 1, 0)
+        assert found.expires_ms == 0, "what is pinned without an end has none"
+        await opened.keep("k", pin=Pin.SOFT)
+        found = await explain(opened, "k")
+        assert (found.pin, found.leases) == ("soft", 0)
+        assert 0 < found.expires_ms - found.modified_ms < 120_000
         assert found.modified_ms == opened.store.stat("alpha", "bucket", "k").mtime_ms
         await opened.put("k", b"another body")
         assert (await explain(opened, "k")).at_ms > 0, "it took the place of another body"
@@ -180,3 +195,42 @@ async def test_another_space_with_the_same_hash_is_named_and_the_nearest_ones_wi
         found = await opened.store.explain.nearest("alpha", "bucket", unknown.id, unknown)
         assert (found[0].space, found[0].differs) == (SPACE.id, ("lora",))
         assert await opened.store.explain.nearest("beta", "bucket", unknown.id, unknown) == []
+
+
+class FarFolder(FsTier):
+    """A shared folder whose file system can be cut off."""
+
+    reachable = True
+
+    async def lookup(self, names: Sequence[Name]) -> list[Record | None]:
+        if not self.reachable:
+            raise TierAway("the file system does not answer")
+        return await super().lookup(names)
+
+
+async def test_what_lies_in_a_tier_that_is_away_or_may_lie_there_is_told_so(tmp_path: Path) -> None:
+    metrics, folders = Metrics(), FarFolder(FsConfig(path=tmp_path / "shared"))
+    tier = guarded(folders, TierRules(failures=1, retry_after=Seconds(3600.0)), metrics)
+    memory = HostTier(HostConfig(capacity=Size(16 * MiB), segment=Size(MiB)))
+    async with open_store(memory, [tier], [ALPHA], config=StoreConfig(), metrics=metrics, catalog=None) as store:
+        opened = Opened(store, memory, None, metrics)
+        await put_space(opened)
+        key, body = chunk(0)
+        await opened.put(key, body)
+        await opened.store.flush()
+        entry = store._index.get("alpha", "bucket", key)
+        store._placement.copies.drop_copy(entry, 0)
+        found = await explain(opened, key)
+        assert (found.status, found.tiers) == ("present", ("fs",))
+        folders.reachable = False
+        with pytest.raises(TierAway):
+            await tier.lookup([Name("alpha", "bucket", key)])
+        assert store.explain.away() == ["fs"]
+        found = await explain(opened, key)
+        assert (found.status, found.tiers) == ("tier-away", ("fs",))
+        found = await explain(opened, chunk(1)[0])
+        assert (found.status, found.tier) == ("tier-away", "fs")
+        await store.delete("alpha", "bucket", str(ManifestKey(SPACE.id)))
+        found = await explain(opened, str(ManifestKey(SPACE.id)))
+        assert found.status == "deleted", "what is known to be gone is not sought"
+        folders.reachable = True
