@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from kvgate.auth.limits import NO_RATE, RateConfig
+from kvgate.auth.limits import NO_RATE, RateConfig, Share, TierShareConfig, check_weight
 from kvgate.config import Secret, Size, option
 from kvgate.errors import ConfigError, UnknownAccessKey
 
@@ -49,10 +49,17 @@ class TenantConfig:
     )
     max_buckets: int = option(default=100, help="how many buckets the tenant may have")
     rate: RateConfig = option(default=NO_RATE, help="how fast the tenant may go")
+    weight: float = option(
+        default=1.0, help="of a full tier, the tenant gets as much for its weight as every other does for its own"
+    )
+    tiers: Mapping[str, TierShareConfig] = option(
+        default_factory=dict, help="the tenant's part of a tier, by the tier's name, where it is set apart"
+    )
 
     def __post_init__(self) -> None:
         if not self.access_keys:
             raise ConfigError("access_keys: expected at least one")
+        check_weight(self.weight)
         if self.max_buckets < len(set(self.buckets)):
             raise ConfigError(f"max_buckets: expected at least the {len(set(self.buckets))} of `buckets`")
 
@@ -67,6 +74,15 @@ class Tenant:
     salt: bytes = field(default=b"", repr=False)
     max_buckets: int = 100
     rate: RateConfig = NO_RATE
+    weight: float = 1.0
+    tiers: Mapping[str, TierShareConfig] = field(default_factory=dict)
+
+    def share(self, tier: str) -> Share:
+        """Its part of a tier."""
+        own = self.tiers.get(tier)
+        if own is None:
+            return Share(weight=self.weight)
+        return Share(own.limit, own.floor, self.weight if own.weight is None else own.weight)
 
 
 def tenant_salt(text: str) -> bytes:
@@ -87,7 +103,9 @@ class Tenants:
                     f"tenant {name!r}: expected 1 to 63 of a-z 0-9 . _ -, beginning and ending with a letter or digit"
                 )
             salt = tenant_salt(name if config.salt is None else config.salt)
-            tenant = Tenant(name, config.buckets, config.quota, salt, config.max_buckets, config.rate)
+            tenant = Tenant(
+                name, config.buckets, config.quota, salt, config.max_buckets, config.rate, config.weight, config.tiers
+            )
             self._tenants.append(tenant)
             for key in config.access_keys:
                 if key.access_key in self._credentials:

@@ -1,7 +1,7 @@
 """Who lies in a tier, and who goes first when room is needed.
 
-Each tenant has an eviction order of its own. The next victim comes from the tenant that takes the most of the tier, so
-that a flood of one tenant's objects pushes out that tenant's own, not a small neighbour's.
+Each tenant has an eviction order of its own; `shares` says whose turn it is, so that a flood of one tenant's objects
+pushes out that tenant's own, not a small neighbour's.
 
 Entries that have not been used since the gateway started are cold, and go before every entry that has been used. Those
 with a pin have an order of their own, and go last: so they need not be passed over each time.
@@ -9,12 +9,12 @@ with a pin have an order of their own, and go last: so they need not be passed o
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator, Sequence
 
 from kvgate.store.cold import Cold
 from kvgate.store.eviction.base import EvictionPolicy
 from kvgate.store.index import Entry
+from kvgate.store.shares import Shares
 
 
 class Residents:
@@ -26,6 +26,7 @@ class Residents:
     def __init__(self, rank: int, policy: Callable[[], EvictionPolicy[Entry]]) -> None:
         self._rank = rank
         self._policy = policy
+        self.shares = Shares()
         self._orders: dict[str, EvictionPolicy[Entry]] = {}
         self._kept: dict[str, EvictionPolicy[Entry]] = {}  # those with a pin
         self._cold: dict[str, Cold] = {}
@@ -71,22 +72,24 @@ class Residents:
             order.remove(entry)
         self._add(record.tenant, -1, -record.nbytes)
 
-    def victims(self, may_go: Callable[[Entry], bool], tenant: str | None = None) -> Iterator[Entry]:
-        """The entries to evict, in turn, among those for which `may_go`, of one tenant or of all.
+    def victims(self, may_go: Callable[[Entry], bool], asker: str | None = None, nbytes: int = 0) -> Iterator[Entry]:
+        """The entries to evict, in turn, among those for which `may_go`, so that `asker` gets `nbytes`.
 
+        asker: None for nobody in particular
         Taking an entry changes nothing here; the residents may not change while the iterator is used.
         """
-        owners = list(self._orders) if tenant is None else [owner for owner in [tenant] if owner in self._orders]
-        largest = [(-self._nbytes[owner], owner) for owner in owners]
-        heapq.heapify(largest)
-        orders = {owner: self._in_order(owner) for owner in owners}
-        while largest:
-            negative_nbytes, owner = heapq.heappop(largest)
-            for entry in orders[owner]:
-                if may_go(entry):
-                    yield entry
-                    heapq.heappush(largest, (negative_nbytes + entry.record.nbytes, owner))
-                    break
+        givers = self.shares.givers(self._nbytes, asker, nbytes)
+        orders: dict[str, Iterator[Entry]] = {}
+        while (owner := givers.next()) is not None:
+            if owner not in orders:
+                orders[owner] = filter(may_go, self._in_order(owner))
+            entry = next(orders[owner], None)
+            if entry is not None and givers.give(owner, entry.record.nbytes):
+                yield entry
+
+    def victims_of(self, tenant: str, may_go: Callable[[Entry], bool]) -> Iterator[Entry]:
+        """The entries of one tenant to evict, in turn, as `victims`."""
+        return filter(may_go, self._in_order(tenant)) if tenant in self._orders else iter(())
 
     def usage(self, tenant: str) -> tuple[int, int]:
         """How many objects of a tenant have a copy here, and their bytes."""

@@ -89,7 +89,7 @@ class Room:
         freed = 0
         # What lies only in low tiers has not been used for longest.
         for rank in reversed(range(len(self._copies.tiers))):
-            victims = self._copies.residents[rank].victims(may_go, tenant)
+            victims = self._copies.residents[rank].victims_of(tenant, may_go)
             only_here = [entry for entry in itertools.islice(victims, _MAX_VICTIMS) if not entry.has_copy(*range(rank))]
             for entry in only_here:
                 if freed >= nbytes:

@@ -15,7 +15,12 @@ def entry(name: str, nbytes: int = 1, mtime_ms: int = 0, tenant: str = "t") -> E
 
 
 def names(residents: Residents, tenant: str | None = None) -> list[str]:
-    return [victim.record.key for victim in residents.victims(lambda _: True, tenant)]
+    return [
+        victim.record.key
+        for victim in (
+            residents.victims(lambda _: True) if tenant is None else residents.victims_of(tenant, lambda _: True)
+        )
+    ]
 
 
 def residents_with(*entries: Entry) -> Residents:
