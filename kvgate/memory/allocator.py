@@ -13,7 +13,7 @@ All sizes and offsets are bytes and whole pages. Not thread-safe: the arena call
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -61,6 +61,7 @@ class _Segment:
 
 @dataclass(slots=True)
 class _Owner:
+    nbytes: int = 0  # of all its segments
     free_nbytes: int = 0  # in all segments of this owner, spares included
     spare_nbytes: int = 0
     segment_ids: set[int] = field(default_factory=set)
@@ -91,6 +92,15 @@ class Allocator:
         own = self._owners.get(owner)
         everyone = self.unassigned_nbytes + self._spare_nbytes
         return everyone if own is None else everyone + own.free_nbytes - own.spare_nbytes
+
+    def owners(self) -> Iterable[str]:
+        """Everyone who has a segment."""
+        return self._owners.keys()
+
+    def used_by(self, owner: str) -> int:
+        """The bytes in slots of an owner."""
+        own = self._owners.get(owner)
+        return 0 if own is None else own.nbytes - own.free_nbytes
 
     def segment_ids(self, owner: str) -> list[int]:
         """The owner's segments, oldest first."""
@@ -152,6 +162,7 @@ class Allocator:
         own = self._owners[segment.owner]
         own.by_size.remove((nbytes, segment_id, 0))
         own.segment_ids.remove(segment_id)
+        own.nbytes -= nbytes
         own.free_nbytes -= nbytes
         own.spare_nbytes -= nbytes
         if not own.segment_ids:
@@ -182,7 +193,9 @@ class Allocator:
         segment_id, self._next_id = self._next_id, self._next_id + 1
         self.unassigned_nbytes -= nbytes
         self._segments[segment_id] = _Segment(owner, nbytes)
-        self._owners.setdefault(owner, _Owner()).segment_ids.add(segment_id)
+        own = self._owners.setdefault(owner, _Owner())
+        own.segment_ids.add(segment_id)
+        own.nbytes += nbytes
         run = Extent(segment_id, 0, nbytes)
         self.used_nbytes += nbytes  # as if it had been reserved as a whole, for _free to give back
         self._free(run)

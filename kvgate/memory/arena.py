@@ -21,6 +21,7 @@ from kvgate.config import MiB
 from kvgate.errors import ArenaFull
 from kvgate.memory.allocator import PAGE_NBYTES, Allocator, Extent, whole_pages
 from kvgate.memory.lease import Lease, Slot
+from kvgate.memory.owner import tenant_of
 from kvgate.memory.segment import Segment
 from kvgate.memory.stock import Stock
 from kvgate.memory.threads import started_threads
@@ -88,6 +89,13 @@ class Arena:
         with self._lock:
             self._reclaim_abandoned()
             return self._allocator.used_nbytes
+
+    def used_by(self, tenant: str) -> int:
+        """What the open slots of a tenant and of its engines take, in whole pages."""
+        with self._lock:
+            self._reclaim_abandoned()
+            owners = [owner for owner in self._allocator.owners() if tenant_of(owner) == tenant]
+            return sum(self._allocator.used_by(owner) for owner in owners)
 
     @property
     def lease_count(self) -> int:

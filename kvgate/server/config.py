@@ -17,6 +17,7 @@ from kvgate.config import KiB, MiB, Seconds, Size, option
 from kvgate.errors import ConfigError, InvalidBucketName
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.store.config import StoreConfig
+from kvgate.store.shares import check_floors
 from kvgate.tiers.peer import PeerTier
 from kvgate.tiers.rules import TierRules
 
@@ -189,8 +190,25 @@ class GatewayConfig:
         for each in self.tier_options():
             if issubclass(each.kind, PeerTier) and self.cluster is None:
                 raise ConfigError(f"tiers.{each.name}: gateways that read from each other need `cluster`")
+        self._check_shares()
         if len(self.tier_options()) == 1 and self.store.ack == "disk":
             raise ConfigError("store.ack: `disk` needs a tier below memory; configure `tiers.disk`, or use `memory`")
+
+    def _check_shares(self) -> None:
+        """Raises ConfigError for a tier that there is not, and for floors that do not fit into one."""
+        tiers = self.tier_options()
+        names = [tier.name for tier in tiers]
+        for name, tenant in self.tenants.items():
+            for tier in tenant.tiers:
+                if tier not in names:
+                    raise ConfigError(f"tenants.{name}.tiers.{tier}: expected one of {', '.join(names)}")
+        for each in tiers:
+            floors = {
+                name: tenant.tiers[each.name].floor
+                for name, tenant in self.tenants.items()
+                if each.name in tenant.tiers
+            }
+            check_floors(each.name, getattr(each.options, "capacity", None), floors)
 
     def tier_options(self) -> list[TierOptions]:
         """Each tier as it is configured, memory first. Raises ConfigError."""

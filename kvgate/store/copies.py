@@ -23,6 +23,7 @@ from kvgate.store.eviction.base import EvictionPolicy
 from kvgate.store.ghosts import Fate, Ghosts
 from kvgate.store.index import Entry, Index
 from kvgate.store.quota import Quota
+from kvgate.store.refusals import Refusals
 from kvgate.store.residents import Residents
 from kvgate.tiers.base import Copy, Inspected, Tier
 from kvgate.tiers.host import HostTier
@@ -60,6 +61,7 @@ class Copies:
         self._index = index
         self._quota = quota
         self._metrics = metrics
+        self.refusals = Refusals(metrics)
         self.ghosts = ghosts
         self._superseded: dict[Entry, list[Entry]] = {}  # by the version that replaces them
         self._awaited: set[Entry] = set()  # every entry in those lists

@@ -45,8 +45,7 @@ class Demotion:
     async def write(self, entry: Entry, rank: int, lease: Lease, blocks: array[int]) -> Copy:
         """A finished but unpublished copy in a lower tier of what `lease` holds. Raises TierError with nothing left."""
         record = entry.record
-        await self._room.make(rank, record.tenant, record.nbytes)
-        upload = await self._copies.tiers[rank].begin(record.tenant, record.nbytes)
+        upload = await self._room.begin(rank, record.tenant, record.nbytes)
         try:
             await upload.write(lease, 0, record.nbytes)
             return await upload.finish(record, blocks)

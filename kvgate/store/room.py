@@ -12,16 +12,20 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kvgate.errors import ArenaFull, Overloaded, TierFull
+from kvgate.memory.allocator import whole_pages
 from kvgate.memory.digest import BLOCK_NBYTES
 from kvgate.memory.lease import Lease
+from kvgate.memory.owner import tenant_of
 from kvgate.metrics import Metrics
 from kvgate.store.backlog import Backlog
 from kvgate.store.copies import MEMORY, Copies
 from kvgate.store.ghosts import Fate
+from kvgate.store.incoming import CountedUpload, Incoming
 from kvgate.store.index import Entry
+from kvgate.tiers.base import Upload
 
 _MAX_VICTIMS = 4096
 
@@ -33,15 +37,17 @@ class Room:
         self._copies = copies
         self._backlog = backlog
         self._metrics = metrics
+        self._incoming = tuple(Incoming() for _ in copies.tiers)
 
-    def reserve(self, tenant: str, nbytes: int) -> Lease:
+    def reserve(self, owner: str, nbytes: int) -> Lease:
         """Memory for `nbytes`, after evicting what lower tiers hold too. Raises ArenaFull."""
         self._leave_a_window(nbytes)
+        self._keep_to_memory_limit(tenant_of(owner), nbytes)
         while True:
             try:
-                return self._copies.memory.reserve(tenant, nbytes)
+                return self._copies.memory.reserve(owner, nbytes)
             except ArenaFull:
-                if not self._evict_from_memory(tenant, nbytes):
+                if not self._evict_from_memory(owner, nbytes):
                     raise
 
     async def reserve_window(self, tenant: str, nbytes: int, timeout_s: float) -> Lease:
@@ -60,6 +66,7 @@ class Room:
     def extend(self, lease: Lease, nbytes: int) -> None:
         """Lengthen a lease by `nbytes`, after evicting what lower tiers hold too. Raises ArenaFull."""
         self._leave_a_window(lease.nbytes + nbytes)
+        self._keep_to_memory_limit(tenant_of(lease.owner), nbytes)
         while True:
             try:
                 lease.extend(nbytes)
@@ -68,14 +75,39 @@ class Room:
                 if not self._evict_from_memory(lease.owner, nbytes):
                     raise
 
+    async def begin(self, rank: int, tenant: str, nbytes: int | None) -> Upload:
+        """An upload to a lower tier, for which room has been made; where its length is not known, `make` makes it.
+
+        Raises TierFull when there is none.
+        """
+        incoming, counted = self._incoming[rank], nbytes or 0
+        self._keep_to_limit(rank, tenant, counted)
+        incoming.add(tenant, counted)  # before anything is waited for, so that others see it
+        try:
+            await self._make(rank, tenant, counted)
+            upload = await self._copies.tiers[rank].begin(tenant, nbytes)
+        except BaseException:
+            incoming.add(tenant, -counted)
+            raise
+        return CountedUpload(upload, incoming, tenant, counted)
+
     async def make(self, rank: int, tenant: str, nbytes: int) -> None:
-        """Evict from a lower tier until an object of `nbytes` fits. Raises TierFull when it cannot."""
+        """Evict from a lower tier until `nbytes` more of an upload fit. Raises TierFull when they cannot."""
+        self._keep_to_limit(rank, tenant, nbytes)
+        await self._make(rank, tenant, nbytes)
+
+    def may_hold(self, ranks: Iterable[int], tenant: str, nbytes: int) -> bool:
+        """Whether one of the tiers may have an object of this length of a tenant, as far as its limits say."""
+        return any(self._copies.residents[rank].shares.excess(tenant, 0, nbytes) == 0 for rank in ranks)
+
+    async def _make(self, rank: int, tenant: str, nbytes: int) -> None:
         tier = self._copies.tiers[rank]
         if nbytes > tier.limit():
             raise TierFull(f"an object of {nbytes} bytes is larger than the {tier.name} tier")
         while (shortage := nbytes - tier.room(tenant)) > 0:
             shortage -= self._copies.leaving_nbytes[rank]
-            victims = self._take_victims(rank, shortage, _may_leave_lower_tier)
+            asks_nbytes = max(nbytes, self._incoming[rank].of(tenant))
+            victims = self._take_victims(rank, shortage, _may_leave_lower_tier, tenant, asks_nbytes)
             if not victims and not self._copies.deletions[rank]:
                 raise TierFull(
                     f"the {tier.name} tier has no room for {nbytes} bytes: what it holds is leased or pinned"
@@ -110,20 +142,64 @@ class Room:
             return False
         return not entry.pinned or entry.has_copy(*self._copies.lower_ranks)
 
-    def _evict_from_memory(self, tenant: str, nbytes: int) -> bool:
+    def _keep_to_memory_limit(self, tenant: str, nbytes: int) -> None:
+        """Evict a tenant's own from memory until `nbytes` more are within its limit. Raises ArenaFull."""
+        if (limit := self._copies.residents[MEMORY].shares.of(tenant).limit_nbytes) is None:
+            return
+        nbytes = whole_pages(nbytes)
+        excess = self._copies.memory.used_by(tenant) + nbytes - limit
+        if nbytes > limit or not self._evict_own(MEMORY, tenant, excess, self._may_leave_memory):
+            raise ArenaFull(
+                f"{nbytes} bytes more would pass the tenant's limit in memory: it is lower, or what it has is in use"
+            )
+
+    def _keep_to_limit(self, rank: int, tenant: str, nbytes: int) -> None:
+        """Evict a tenant's own from a lower tier until `nbytes` more are within its limit. Raises TierFull."""
+        residents = self._copies.residents[rank]
+        if (limit := residents.shares.of(tenant).limit_nbytes) is None:
+            return
+        used_nbytes = residents.usage(tenant)[1] + self._incoming[rank].of(tenant)
+        excess = used_nbytes + nbytes - limit
+        if nbytes > limit or not self._evict_own(rank, tenant, excess, _may_leave_lower_tier):
+            self._copies.refusals.note(tenant, "tier_limit")
+            raise TierFull(
+                f"{nbytes} bytes more would pass the tenant's limit in the {self._copies.tiers[rank].name} tier: "
+                "it is lower, or what it has there is leased or pinned"
+            )
+
+    def _evict_own(self, rank: int, tenant: str, nbytes: int, may_go: Callable[[Entry], bool]) -> bool:
+        """Evict so many bytes of a tenant from a tier; False, with nothing evicted, when not so many may go."""
+        victims = []
+        if nbytes > 0:
+            for entry in self._copies.residents[rank].victims_of(tenant, may_go):
+                victims.append(entry)
+                nbytes -= whole_pages(entry.record.nbytes) if rank == MEMORY else entry.record.nbytes
+                if nbytes <= 0:
+                    break
+            else:
+                return False
+        for entry in victims:
+            self._evict(entry, rank)
+        return True
+
+    def _evict_from_memory(self, owner: str, nbytes: int) -> bool:
         """Evict from memory at least as much as is missing; False when nothing may go."""
         if nbytes > self._copies.memory.limit():
             return False
-        shortage = max(1, nbytes - self._copies.memory.room(tenant))
-        victims = self._take_victims(MEMORY, shortage, self._may_leave_memory)
+        tenant, memory = tenant_of(owner), self._copies.memory
+        shortage = max(1, nbytes - memory.room(owner))
+        in_flight_nbytes = max(0, memory.used_by(tenant) - self._copies.residents[MEMORY].usage(tenant)[1])
+        victims = self._take_victims(MEMORY, shortage, self._may_leave_memory, tenant, in_flight_nbytes + nbytes)
         for entry in victims:
             self._evict(entry, MEMORY)
         return bool(victims)
 
-    def _take_victims(self, rank: int, shortage: int, may_go: Callable[[Entry], bool]) -> list[Entry]:
+    def _take_victims(
+        self, rank: int, shortage: int, may_go: Callable[[Entry], bool], tenant: str, asks_nbytes: int
+    ) -> list[Entry]:
         victims = []
         if shortage > 0:
-            for entry in self._copies.residents[rank].victims(may_go):
+            for entry in self._copies.residents[rank].victims(may_go, tenant, asks_nbytes):
                 victims.append(entry)
                 shortage -= max(1, entry.record.nbytes)
                 if shortage <= 0:

@@ -54,7 +54,6 @@ from kvgate.store.placement import Placement
 from kvgate.store.quota import Quota
 from kvgate.store.rates import Rates
 from kvgate.store.read import Read
-from kvgate.store.refusals import Refusals
 from kvgate.store.retention import Retention
 from kvgate.store.scrub import Scrubber
 from kvgate.store.spaces import Spaces, parse_any_key
@@ -96,12 +95,12 @@ class Store:
         self._index = Index(self._retention)
         self._quota = Quota()
         self._spaces = Spaces()
-        self._refusals = Refusals(metrics)
-        self.rates = Rates(self._refusals, clock)
         policy = plugins.load("kvgate.eviction", config.eviction)
         copies = Copies(memory, lower, self._index, self._quota, policy, metrics, Ghosts(config.ghosts))
         self._retention.repin = copies.repin
         self._placement = Placement(copies, metrics)
+        self._refusals = copies.refusals
+        self.rates = Rates(self._refusals, clock)
         self._foreign = ForeignClients(self._placement, self._index, config.prefetch, metrics)
         self._leases = LeaseTable(config.max_leases, clock, copies.lease_all, copies.unlease_all)
         self._matched: dict[str, tuple[int, int]] = {}
@@ -402,6 +401,8 @@ class Store:
             survivors = Survivors(len(self._placement.copies.tiers))
             for rank, tier in enumerate(self._placement.copies.tiers):
                 await tier.start(partial(survivors.add, rank))
+                shares = self._placement.copies.residents[rank].shares
+                shares.load(tier.name, tier.usage().capacity_nbytes, tenants)
             survivors.install(self._index, self._quota, self._placement.copies.residents)
             self.multipart.load()
             self._placement.copies.ghosts.begin()
@@ -544,10 +545,16 @@ class Store:
 
     def _take_quota(self, tenant: Tenant, nbytes: int, *, evict: bool) -> None:
         """Count `nbytes` more for a tenant. Raises QuotaExceeded."""
+        copies, room = self._placement.copies, self._placement.room
         excess = self._quota.excess(tenant.name, tenant.quota_nbytes, nbytes)
-        if excess and evict and nbytes <= (tenant.quota_nbytes or 0):
-            self._placement.room.evict_objects(tenant.name, excess, _is_idle_chunk)
         try:
+            ranks = copies.lower_ranks if self._config.ack == "disk" else range(len(copies.tiers))
+            if not room.may_hold(ranks, tenant.name, nbytes):
+                raise QuotaExceeded(
+                    f"{nbytes} bytes are more than the tenant may have in any tier; send less, or have a limit raised"
+                )
+            if excess and evict and nbytes <= (tenant.quota_nbytes or 0):
+                room.evict_objects(tenant.name, excess, _is_idle_chunk)
             self._quota.take(tenant.name, tenant.quota_nbytes, nbytes)
         except QuotaExceeded:
             self._refusals.note(tenant.name, "quota")

@@ -305,8 +305,7 @@ class Write:
             self._lease = await placement.room.reserve_window(tenant, self._config.window, self._config.memory_wait)
         window = self._lease
         try:
-            await placement.room.make(rank, tenant, self._declared_nbytes or self._filled)
-            self._upload = await placement.copies.tiers[rank].begin(tenant, self._declared_nbytes)
+            self._upload = await placement.room.begin(rank, tenant, self._declared_nbytes)
         except TierFull as error:
             raise StoreFull(str(error)) from error
         await self._pass_on(self._upload, window)

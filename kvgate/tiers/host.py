@@ -80,6 +80,10 @@ class HostTier:
         """See Tier."""
         return self.arena.headroom(tenant)
 
+    def used_by(self, tenant: str) -> int:
+        """The memory that a tenant has, in whole pages: its copies, and what is on its way in or out."""
+        return self.arena.used_by(tenant)
+
     def limit(self) -> int:
         """See Tier."""
         return self.arena.capacity_nbytes

@@ -30,6 +30,7 @@ from kvgate.memory import handoff
 from kvgate.memory.allocator import Extent
 from kvgate.memory.handoff import Grant
 from kvgate.memory.ledger import Ledger, Returns
+from kvgate.memory.owner import engine_owner, tenant_of
 from kvgate.memory.proof import attach_request
 from kvgate.s3.access import Access
 from kvgate.server.shm.grants import Grants
@@ -49,7 +50,6 @@ _MAX_WAITING = 64
 _BRING_AT_ONCE = 4
 _FIRST_SEGMENTS = 64
 _SEND_BUFFER_NBYTES = 1 << 20
-_OWNER_SEPARATOR = "\0"
 
 _NO_QUERY: Mapping[str, str] = MappingProxyType({})
 _ABSENT = handoff.encode_grant(Grant(0, 0, reason=handoff.ABSENT))
@@ -154,7 +154,7 @@ class Connection:
             self._send_error(request, error)
             self.close(f"an engine was not attached: {type(error).__name__}")
             return
-        owner = f"{tenant.name}{_OWNER_SEPARATOR}{listener.next_number()}"
+        owner = engine_owner(tenant.name, listener.next_number())
         access = Access(listener.store, listener.tenants, tenant, None)
         self._attached = _Attached(
             tenant,
@@ -173,7 +173,7 @@ class Connection:
         """Hand a segment on, unless that has been done. Raises AccessDenied for one that is not the tenant's."""
         if segment_id in self._segments:
             return
-        if owner.partition(_OWNER_SEPARATOR)[0] != attached.tenant.name:
+        if tenant_of(owner) != attached.tenant.name:
             raise AccessDenied("the memory belongs to another tenant")
         segment = self._listener.arena.segment(segment_id)
         if segment is None:
