@@ -55,3 +55,24 @@ def test_what_cannot_work_is_refused_with_the_key_named(sections: dict[str, Any]
         config(**sections)
     assert words in str(raised.value)
     assert KEY["secret_key"] not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tiers": {"dusk": {"floor": "1MiB"}}}, "tenants.one.tiers.dusk: expected one of host"),
+        ({"tiers": {"host": {"flor": "1MiB"}}}, "tenants.one.tiers.host.flor: unknown key; did you mean 'floor'"),
+        ({"tiers": {"host": {"floor": "3GiB"}}}, "tenants.one.tiers.host.floor: 3221225472 bytes together, and"),
+        ({"tiers": {"host": {"floor": "9MiB", "limit": "8MiB"}}}, "tiers.host: limit: expected at least the floor"),
+        ({"tiers": {"host": {"limit": "1MiB"}}}, "tenants.one.tiers.host: limit: expected at least 4MiB, got 1MiB"),
+        ({"tiers": {"host": {"weight": -1}}}, "tenants.one.tiers.host: weight: expected 1e-06 to 1e+06, got -1"),
+        ({"weight": 0}, "tenants.one: weight: expected 1e-06 to 1e+06, got 0"),
+        ({"rate": {"requests": 0}}, "tenants.one.rate: requests: expected more than 0, got 0"),
+        ({"rate": {"request": 5}}, "tenants.one.rate.request: unknown key; did you mean 'requests'"),
+        ({"rate": {"burst": "0s"}}, "tenants.one.rate: burst: expected more than 0"),
+    ],
+)
+def test_limits_that_cannot_be_kept_are_refused_with_the_key_named(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        config(tenants={"one": {"access_keys": [KEY]} | options}, tiers={"host": {"capacity": "2GiB"}})
+    assert words in str(raised.value)
