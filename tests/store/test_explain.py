@@ -230,7 +230,8 @@ async def test_what_lies_in_a_tier_that_is_away_or_may_lie_there_is_told_so(tmp_
         assert (found.status, found.tiers) == ("tier-away", ("fs",))
         found = await explain(opened, chunk(1)[0])
         assert (found.status, found.tier) == ("tier-away", "fs")
-        await store.delete("alpha", "bucket", str(ManifestKey(SPACE.id)))
+        with pytest.raises(TierAway):
+            await store.delete("alpha", "bucket", str(ManifestKey(SPACE.id)))
         found = await explain(opened, str(ManifestKey(SPACE.id)))
         assert found.status == "deleted", "what is known to be gone is not sought"
         folders.reachable = True
