@@ -21,6 +21,10 @@ from kvgate.errors import RateLimited
 from kvgate.store.refusals import Reason, Refusals
 
 
+_A_TOKEN = 0.99
+"""What counts as one: the sums of large debts are not exact, and who has waited as told is let in."""
+
+
 class TokenBucket:
     """Tokens that come at `rate` a second, up to `burst` of them. Negative while something is owed."""
 
@@ -36,7 +40,7 @@ class TokenBucket:
         """How long until there is a token; 0 when there is one."""
         self._level = min(self.burst, self._level + self.rate * (now - self._at))
         self._at = now
-        return max(0.0, (1.0 - self._level) / self.rate)
+        return 0.0 if self._level >= _A_TOKEN else (1.0 - self._level) / self.rate
 
     def take(self, tokens: float) -> None:
         """Take tokens, also those that are not there; a negative number gives some back."""
