@@ -20,7 +20,6 @@ from kvgate.auth.tenants import Tenant
 from kvgate.errors import RateLimited
 from kvgate.store.refusals import Reason, Refusals
 
-
 _A_TOKEN = 0.99
 """What counts as one: the sums of large debts are not exact, and who has waited as told is let in."""
 
