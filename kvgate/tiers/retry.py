@@ -7,7 +7,7 @@ import random
 from array import array
 from collections.abc import Callable
 
-from kvgate.errors import TierBusy, TierError
+from kvgate.errors import CorruptCopy, TierBusy, TierError
 from kvgate.memory.lease import Lease
 from kvgate.tiers.base import Arrived, Copy, Reader, Record
 from kvgate.tiers.wrapper import Operation, T, Work, WrappedReader, Wrapper
@@ -23,17 +23,21 @@ _PAUSE_S = 0.05
 class Retry(Wrapper):
     """Transient errors of lookups, reads, publishes and deletes are tried again, `_ATTEMPTS` times in all.
 
+    A read that brought corrupt bytes is done once more, so that a copy is not dropped for what happened on the way.
     A pause of random length goes before each further attempt, so that callers who failed together do not return
     together. The deadline of the whole is someone else's, around this.
     """
 
     async def call(self, operation: Operation, nbytes: int, work: Work[T]) -> T:
         """See Wrapper."""
-        return await self.attempts(work) if operation in _IDEMPOTENT else await work()
+        if operation not in _IDEMPOTENT:
+            return await work()
+        return await self.attempts(work, reads=operation == "read")
 
-    async def attempts(self, work: Work[T], untouched: Callable[[], bool] = lambda: True) -> T:
+    async def attempts(self, work: Work[T], *, reads: bool, untouched: Callable[[], bool] = lambda: True) -> T:
         """What the first attempt that succeeds gives.
 
+        reads:     whether bytes that are corrupt should be read once more: it may have happened on their way
         untouched: whether nothing has been done with what a failed attempt has brought
         """
         longest_s = _PAUSE_S
@@ -42,6 +46,10 @@ class Retry(Wrapper):
                 return await work()
             except TierBusy:
                 raise  # the queue is ours, and full: one more in it mends nothing
+            except CorruptCopy:
+                if not reads or not untouched():
+                    raise
+                reads = False
             except TierError as error:
                 if not error.transient or not untouched():
                     raise
@@ -75,4 +83,6 @@ class _Reader(WrappedReader):
             told = told or nbytes > 0
             arrived(nbytes)
 
-        return await self._retry.attempts(self.reading(start, lease, nbytes, tell), lambda: not told)
+        return await self._retry.attempts(
+            self.reading(start, lease, nbytes, tell), reads=True, untouched=lambda: not told
+        )

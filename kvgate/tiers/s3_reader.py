@@ -55,6 +55,8 @@ class S3Reader:
                     await tier.in_threads(lease, parts.threads, parts.fetch)
                     return parts.verified()
                 except ConditionFailed:
+                    if parts.told:
+                        break  # what is there and verified may be on its way to a client: nothing is read over it
                     known = await self._look()  # what was remembered is an older version, or the same body anew
             raise NotInTier("the object in the S3 store was replaced while it was read")
         except CorruptCopy:
@@ -107,6 +109,11 @@ class Parts:
             for first in range(start, start + nbytes, part)
         )
         self.threads = min(len(self._waiting), tier.parallel)
+
+    @property
+    def told(self) -> bool:
+        """Whether `arrived` has been told that something is there."""
+        return self._told > 0 and self._arrived is not None
 
     def fetch(self, scope: Deadline) -> None:
         """Fetch parts until none is left. For a thread."""

@@ -239,6 +239,19 @@ async def test_retry_leaves_other_errors_alone(place: Place, error: TierError) -
     assert place.calls["lookup"] == 1
 
 
+async def test_retry_reads_once_more_what_was_corrupt(place: Place, arena: Arena) -> None:
+    record = put(place, b"body")
+    reader = Retry(FarTier(place)).open(record, HERE)
+    with arena.reserve("tenant", record.nbytes) as lease:
+        place.errors["read"] = [CorruptCopy("on its way")]
+        await reader.read_into(0, lease, record.nbytes)
+        assert content(lease) == b"body"
+        place.errors["read"] = [CorruptCopy("at rest"), CorruptCopy("at rest")]
+        with pytest.raises(CorruptCopy):
+            await reader.read_into(0, lease, record.nbytes)
+    assert place.calls["read"] == 4
+
+
 async def test_retry_never_writes_over_what_somebody_may_be_sending(place: Place, arena: Arena) -> None:
     record = put(place, os.urandom(2 * BLOCK_NBYTES))
     place.errors["read-on"] = [transient()]

@@ -306,6 +306,31 @@ async def test_what_is_no_s3_store_is_no_copy(tier: S3Tier, proxy: FaultProxy, a
 # --- the store dies ---------------------------------------------------------------------------------------------------
 
 
+async def test_nothing_is_read_over_what_has_arrived_when_the_object_is_written_anew(
+    seaweed: Seaweed, arena: Arena
+) -> None:
+    """The same body under another footer is another version of the object to the store."""
+    loop, told = asyncio.get_running_loop(), []
+    async with opened(seaweed.store, parallel=1) as tier:
+        await put(tier, arena)
+        assert await tier.lookup([name_of(RECORD)]) == [RECORD]
+
+        async def write_anew() -> None:
+            await tier.delete(RECORD, HERE)
+            await put(tier, arena, RECORD._replace(mtime_ms=RECORD.mtime_ms + 1))
+
+        def arrived(nbytes: int) -> None:
+            told.append(nbytes)
+            if len(told) == 1:
+                asyncio.run_coroutine_threadsafe(write_anew(), loop).result(60)
+
+        reader = tier.open(RECORD, HERE)
+        with arena.reserve(RECORD.tenant, RECORD.nbytes) as lease, pytest.raises(NotInTier):
+            await reader.read_into(0, lease, RECORD.nbytes, arrived)
+        assert told == sorted(set(told))
+        assert await get(tier, arena) == BODY
+
+
 async def test_store_that_is_killed_comes_back_with_what_it_had(
     tmp_path_factory: pytest.TempPathFactory, arena: Arena
 ) -> None:
