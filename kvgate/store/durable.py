@@ -11,11 +11,11 @@ import contextlib
 import logging
 import sqlite3
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from kvgate.errors import TierError
+from kvgate.memory.threads import started_threads
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ class DurableFile:
         """schema: of an empty file; `version` is that of the schema, and a file with another one is set aside."""
         self._path, self._schema, self._version = path, schema, version
         self._db: sqlite3.Connection | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="kvgate-durable")
+        self._thread = started_threads(1, "kvgate-durable")
         self._pending: list[Statement] = []
         self._gathering: asyncio.Future[None] | None = None
         self._committing = False

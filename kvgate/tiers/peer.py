@@ -20,7 +20,6 @@ import time
 from array import array
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -33,6 +32,7 @@ from kvgate.http.endpoint import parse_endpoint
 from kvgate.memory.digest import span_of_blocks
 from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
+from kvgate.memory.threads import started_threads
 from kvgate.tiers.base import Arrived, Copy, Name, Record, Upload, Usage
 from kvgate.tiers.disk_streams import steps_of
 from kvgate.tiers.peer_client import Found, PeerClient
@@ -45,7 +45,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _BEATS_A_TTL = 3
-_LONGEST_REST_S = 60.0
+_LONGEST_REST_S = 4.0
+"""A gateway that is back is found again within this time, unless `rest` is longer."""
+
 _READ_S, _SLOWEST_NBYTES_A_S = 10.0, 1 << 20
 """A read that nobody has cut ends at last after these seconds, and one for each so many bytes."""
 
@@ -114,7 +116,8 @@ class _Peer:
     def fail(self, error: TierError, rest_s: float) -> None:
         """Note that it did not answer, or not rightly."""
         self.failures += 1
-        self.rests_until = time.monotonic() + min(rest_s * 2 ** min(self.failures - 1, 10), _LONGEST_REST_S)
+        longest_s = max(rest_s, _LONGEST_REST_S)
+        self.rests_until = time.monotonic() + min(rest_s * 2 ** min(self.failures - 1, 10), longest_s)
         if self.failures == 1:
             logger.warning("a gateway is left alone for a while: %s", error)
 
@@ -144,8 +147,8 @@ class PeerTier:
             self._tls = ssl.create_default_context(cafile=config.tls_ca)
         except (OSError, ssl.SSLError) as error:
             raise ConfigError(f"tls_ca: {config.tls_ca} cannot be used ({error})") from error
-        self._asking = ThreadPoolExecutor(config.threads, thread_name_prefix="kvgate-peer-ask")
-        self._reading = ThreadPoolExecutor(config.threads, thread_name_prefix="kvgate-peer-read")
+        self._asking = started_threads(config.threads, "kvgate-peer-ask")
+        self._reading = started_threads(config.threads, "kvgate-peer-read")
         self._peers: dict[str, _Peer] = {}
         self._known: OrderedDict[Name, Found] = OrderedDict()
         self._credential: Credential | None = None

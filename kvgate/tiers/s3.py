@@ -26,6 +26,7 @@ from kvgate.http.deadline import Deadline
 from kvgate.memory.digest import BLOCK_NBYTES
 from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
+from kvgate.memory.threads import started_threads
 from kvgate.tiers.base import Copy, Name, Record, Usage
 from kvgate.tiers.s3_calls import ConditionFailed, ConditionIgnored
 from kvgate.tiers.s3_config import S3Config, connect
@@ -60,8 +61,8 @@ class S3Tier:
         self._config = config
         self._place, self.calls = connect(config)
         self.footers = Footers(self.calls, config.prefix, config.footers)
-        self._transfers = ThreadPoolExecutor(config.transfers, thread_name_prefix="kvgate-s3")
-        self._lookups = ThreadPoolExecutor(config.lookups, thread_name_prefix="kvgate-s3-lookup")
+        self._transfers = started_threads(config.transfers, "kvgate-s3")
+        self._lookups = started_threads(config.lookups, "kvgate-s3-lookup")
         self._tasks: set[asyncio.Task[Any]] = set()
         self._open = Deadline(math.inf)
         self._used_nbytes = 0
