@@ -42,10 +42,14 @@ class Local:
 
     async def describe(self, tenant: str, bucket: str, keys: Sequence[str]) -> list[Described | None]:
         """What is here of each key, in their order; None where nothing is, as in a bucket that there is not."""
-        described: list[Described | None] = []
-        for start in range(0, len(keys), _AT_ONCE):
-            batch = [self._describe(tenant, bucket, key) for key in keys[start : start + _AT_ONCE]]
-            described += await asyncio.gather(*batch)
+        entries = [self._entry(tenant, bucket, key) for key in keys]
+        described = [_in_memory(entry) if entry is not None else None for entry in entries]
+        below = [at for at, entry in enumerate(entries) if entry is not None and described[at] is None]
+        for start in range(0, len(below), _AT_ONCE):
+            batch = below[start : start + _AT_ONCE]
+            found = await asyncio.gather(*[self._below(entry) for at in batch if (entry := entries[at]) is not None])
+            for at, each in zip(batch, found, strict=True):
+                described[at] = each
         return described
 
     def open_read(self, tenant: str, bucket: str, key: str, version: tuple[int, int]) -> Read:
@@ -68,13 +72,9 @@ class Local:
             return None
         return entry if entry is not None and entry.has_copy(*self._ranks) else None
 
-    async def _describe(self, tenant: str, bucket: str, key: str) -> Described | None:
-        entry = self._entry(tenant, bucket, key)
-        if entry is None:
-            return None
+    async def _below(self, entry: Entry) -> Described | None:
+        """An object as a private tier below memory has it."""
         copies = self._placement.copies
-        if (copy := entry.copies[MEMORY]) is not None:
-            return Described(entry.record, copy.blocks)
         copies.lease(entry)
         try:
             for rank in self._ranks:
@@ -90,3 +90,8 @@ class Local:
         finally:
             copies.unlease(entry)
         return None
+
+
+def _in_memory(entry: Entry) -> Described | None:
+    copy = entry.copies[MEMORY]
+    return Described(entry.record, copy.blocks) if copy is not None else None

@@ -24,7 +24,7 @@ from kvgate.http.pool import Pool
 from kvgate.memory.digest import verify_blocks
 from kvgate.messages import Headers
 from kvgate.tiers.base import Arrived, Name, Record
-from kvgate.tiers.peer_records import OBJECT, RECORDS, unpack_record
+from kvgate.tiers.peer_records import OBJECT, RECORDS, unpack_records
 
 _REGION = "us-east-1"
 _MSGPACK = "application/msgpack"
@@ -71,17 +71,8 @@ class PeerClient:
             answer = _read(connection)
         if status != 200:
             _refuse(self.url, status)
-        try:
-            members = msgpack.unpackb(answer, raw=False, strict_map_key=True, max_ext_len=0)
-        except (ValueError, msgpack.UnpackException) as error:
-            raise CorruptCopy(f"{self.url} sent no records") from error
-        records = members.get("records") if isinstance(members, dict) else None
-        if not isinstance(records, list) or len(records) != len(names):
-            raise CorruptCopy(f"{self.url} sent no record, or null, for each of {len(names)} names")
-        return [
-            None if each is None else Found(*unpack_record(each, name), self.url)
-            for each, name in zip(records, names, strict=True)
-        ]
+        found = unpack_records(answer, names)
+        return [Found(*each, self.url) if each is not None else None for each in found]
 
     def read(
         self,

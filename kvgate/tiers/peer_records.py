@@ -6,9 +6,12 @@ later is held against it.
 
 from __future__ import annotations
 
+import re
 import struct
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import msgpack
 
 from kvgate.errors import CorruptCopy
 from kvgate.memory.digest import BLOCK_NBYTES, combine_blocks
@@ -23,6 +26,7 @@ MAX_KEYS = 1024
 MAX_ANSWER_NBYTES = 8 << 20
 """Of the records in one answer; those that would not fit are left out, as if they were not there."""
 
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 _MAX_TIME_MS = 253_402_300_799_999
 
 
@@ -44,6 +48,20 @@ def packed_nbytes(record: Record, blocks: array[int]) -> int:
     return 200 + 4 * (len(record.key) + attributes) + 8 * len(blocks)
 
 
+def unpack_records(answer: bytes, names: Sequence[Name]) -> list[tuple[Record, array[int]] | None]:
+    """What an answer in msgpack says of some objects, in their order. Raises CorruptCopy unless all is consistent."""
+    try:
+        members = msgpack.unpackb(answer, raw=False, strict_map_key=True, max_ext_len=0)
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise CorruptCopy("the peer sent no records") from error
+    records = members.get("records") if isinstance(members, dict) else None
+    if not isinstance(records, list) or len(records) != len(names):
+        raise CorruptCopy(f"the peer sent no record, or null, for each of {len(names)} names")
+    return [
+        None if members is None else unpack_record(members, name) for members, name in zip(records, names, strict=True)
+    ]
+
+
 def unpack_record(members: object, name: Name) -> tuple[Record, array[int]]:
     """The record of the object called `name`, and its blocks. Raises CorruptCopy unless all is consistent."""
     if not isinstance(members, Mapping):
@@ -57,8 +75,8 @@ def unpack_record(members: object, name: Name) -> tuple[Record, array[int]]:
     if not (isinstance(crc64nvme, bytes) and len(crc64nvme) == 8 and isinstance(packed, bytes)):
         raise CorruptCopy("the peer's record has no digests")
     attributes = members.get("attributes")
-    if not isinstance(attributes, dict) or not all(type(text) is str for pair in attributes.items() for text in pair):
-        raise CorruptCopy("an attribute in the peer's record is not text")
+    if not isinstance(attributes, dict) or not all(_is_text(text) for pair in attributes.items() for text in pair):
+        raise CorruptCopy("an attribute in the peer's record is not text that a header can have")
     if len(packed) != 8 * -(-nbytes // BLOCK_NBYTES):
         raise CorruptCopy("the peer's record has digests of another length")
     blocks = array("Q", struct.unpack(f"<{len(packed) // 8}Q", packed))
@@ -66,6 +84,10 @@ def unpack_record(members: object, name: Name) -> tuple[Record, array[int]]:
     if combine_blocks(blocks, nbytes) != crc:
         raise CorruptCopy("the digests of the peer's record do not agree")
     return Record(*name, nbytes, crc, mtime_ms, attributes or NO_ATTRIBUTES), blocks
+
+
+def _is_text(value: object) -> bool:
+    return type(value) is str and _CONTROL.search(value) is None
 
 
 def _count(value: object) -> int | None:

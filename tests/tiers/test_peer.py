@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import pytest
+import trustme
 
 from kvgate.auth.sigv4 import Credential
 from kvgate.client.sync import Client
@@ -354,6 +357,33 @@ async def test_who_has_another_credential_learns_nothing(
         await tier.lookup([name])
     with pytest.raises(TierError):
         await get(tier, arena, record)
+
+
+async def test_over_tls_only_who_has_a_certificate_is_read_from(
+    start_gateway: Callable[..., RunningGateway], peers: Peers, arena: Arena, tmp_path: Path
+) -> None:
+    authority, stranger = trustme.CA(), trustme.CA()
+    for name, ca in (("ours", authority), ("strange", stranger)):
+        ca.cert_pem.write_to_path(tmp_path / f"{name}.pem")
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(tmp_path / "gateway.pem")
+    pem = str(tmp_path / "gateway.pem")
+    gateway = start_gateway(cluster=cluster_section(), listen={"tls_certificate": pem, "tls_key": pem})
+    body, url = os.urandom(9 * BLOCK_NBYTES + 5), gateway.url.replace("http:", "https:")
+    context = ssl.create_default_context(cafile=tmp_path / "ours.pem")
+    with Client(url, ALPHA.access_key, ALPHA.secret_key, tls=context, deadline_s=30) as client:
+        client.put(BUCKET, "k", body)
+    tier = await peers(url, tls_ca=tmp_path / "ours.pem")
+    record = await found(tier, Name("alpha", BUCKET, "k"))
+    assert await get(tier, arena, record) == body
+    assert await get(tier, arena, record, BLOCK_NBYTES, 2 * BLOCK_NBYTES) == body[BLOCK_NBYTES : 2 * BLOCK_NBYTES]
+    misled = await peers(url, tls_ca=tmp_path / "strange.pem")
+    with pytest.raises(TierAway):
+        await misled.lookup([Name("alpha", BUCKET, "k")])
+
+
+def test_certificates_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="tls_ca"):
+        PeerTier(PeerConfig(urls=("https://127.0.0.1:9",), tls_ca=tmp_path / "absent.pem"))
 
 
 async def test_tier_without_a_credential_does_not_start() -> None:

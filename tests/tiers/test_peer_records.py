@@ -55,6 +55,9 @@ def test_any_length(nbytes: int) -> None:
         {"blocks": ...},
         {"attributes": None},
         {"attributes": {"a": 1}},
+        {"attributes": {"content-type": "a/b\r\nset-cookie: c"}},
+        {"attributes": {"a\n": "b"}},
+        {"attributes": {"a": "\ud800"}},
         {"attributes": [["a", "b"]]},
     ],
 )
