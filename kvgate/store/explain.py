@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from kvgate.chunk.key import KV_PREFIX, ChunkKey, ManifestKey, parse_key
+from kvgate.chunk.chain import HASH_NBYTES
+from kvgate.chunk.key import KV_PREFIX, ManifestKey
 from kvgate.chunk.space import Space
-from kvgate.errors import InvalidKey, TierError, UnknownSpace
+from kvgate.errors import TierError, UnknownSpace
 from kvgate.store.copies import Copies
 from kvgate.store.ghosts import Fate
 from kvgate.store.index import Entry, Index
@@ -23,7 +24,7 @@ MAX_SPACES = 64
 """How many other spaces of a bucket are looked at."""
 
 _MAX_NEAREST = 3
-_TURN = 256
+_TURN = 64
 """Objects explained before others have their turn."""
 
 PRESENT = "present"
@@ -198,14 +199,13 @@ class Explain:
         return Explanation(key, NOT_WRITTEN, words, elsewhere=elsewhere)
 
     def _elsewhere(self, tenant: str, bucket: str, key: str, spaces: Sequence[str]) -> str:
-        try:
-            chunk = parse_key(key)
-        except InvalidKey:
-            return ""
-        if isinstance(chunk, ChunkKey):
-            for space in spaces:
-                if space != chunk.space and self._index.get(tenant, bucket, f"{KV_PREFIX}{space}/{chunk.hash}"):
-                    return space
+        """Another space with a chunk of the same hash. A tenth of a microsecond a space: there may be many of both."""
+        space, _, digits = key.removeprefix(KV_PREFIX).partition("/")
+        if key.startswith(KV_PREFIX) and len(digits) == 2 * HASH_NBYTES:
+            objects = self._index.objects(tenant, bucket)
+            for other in spaces:
+                if f"{KV_PREFIX}{other}/{digits}" in objects and other != space:
+                    return other
         return ""
 
     def _spaces(self, tenant: str, bucket: str) -> list[str]:
