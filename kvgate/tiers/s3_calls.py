@@ -279,6 +279,8 @@ class S3Calls:
         try:
             yield
         except GatewayUnavailable as error:
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                raise TierError(f"the S3 store at {self._endpoint}: {error}; mend: ca") from error
             raise TierAway(f"the S3 store at {self._endpoint}: {error}") from error
 
     def _refusal(self, answer: Answer) -> TierError:

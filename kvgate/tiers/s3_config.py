@@ -48,7 +48,7 @@ class S3Config:
         default=None, help="bytes that this gateway may put there while it runs; no limit by default"
     )
     part: Size = option(
-        default=Size(8 * MiB), help="bytes of an object that one request moves: larger ones go in parts, side by side"
+        default=Size(16 * MiB), help="bytes of an object that one request moves: larger ones go in parts, side by side"
     )
     parallel: int = option(default=4, help="parts of one object that are moved at the same time")
     transfers: int = option(default=16, help="requests that move bodies at the same time, each with a connection")
