@@ -83,8 +83,35 @@ class Metrics:
             registry=self.registry,
         )
         self.demoted = self._counter("kvgate_demoted_objects_total", "Objects written from memory to a lower tier")
-        self.stranded = self._counter(
-            "kvgate_stranded_objects_total", "Objects that no lower tier could take, so that they are in memory only"
+        self.stranded = Counter(
+            "kvgate_stranded_objects_total",
+            "Objects that a lower tier was to get and does not, by reason",
+            ["tier", "reason"],
+            registry=self.registry,
+        )
+        self.not_admitted = Counter(
+            "kvgate_not_admitted_objects_total",
+            "Objects that a lower tier did not admit, by reason",
+            ["tier", "reason"],
+            registry=self.registry,
+        )
+        self.discovered = Counter(
+            "kvgate_discovered_objects_total",
+            "Objects of other gateways that were found in a shared tier",
+            ["tier"],
+            registry=self.registry,
+        )
+        self.lookups = Counter(
+            "kvgate_lookup_objects_total",
+            "Objects that shared tiers were asked for, by result",
+            ["tier", "result"],
+            registry=self.registry,
+        )
+        self.hedged = Counter(
+            "kvgate_hedged_reads_total",
+            "Reads that a second tier was asked for, because the first brought nothing or failed",
+            ["tier", "reason"],
+            registry=self.registry,
         )
         self.evicted = Counter(
             "kvgate_evicted_objects_total", "Copies evicted to make room", ["tier"], registry=self.registry
@@ -173,7 +200,10 @@ class Metrics:
             registry=self.registry,
         )
         self.demotion_queue = Gauge(
-            "kvgate_demotion_queue_objects", "Objects that wait for their copy in a lower tier", registry=self.registry
+            "kvgate_demotion_queue_objects",
+            "Objects that wait for their copy in a lower tier",
+            ["tier"],
+            registry=self.registry,
         )
         self.connections = Gauge("kvgate_connections", "Connections to the plain listeners", registry=self.registry)
         self.refused_connections = self._counter(

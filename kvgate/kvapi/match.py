@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
+
 from kvgate.kvapi.call import Call, Context
 from kvgate.kvapi.encoding import Members
 from kvgate.kvapi.fields import Fields
 
+if TYPE_CHECKING:
+    from kvgate.store.values import Match
+
 DEFAULT_LEASE_S = 30.0
 
 
-def _match(context: Context, fields: Fields) -> Members:
+def _match(context: Context, fields: Fields) -> Members | Awaitable[Members]:
     """{bucket, space, hashes, lease_s?} → {matched, lease, expires_s, tiers, ranks, nbytes}: the longest prefix.
 
     A lease longer than `store.max_lease` is granted for that long. Columns instead of a map for each chunk: with
@@ -19,7 +25,17 @@ def _match(context: Context, fields: Fields) -> Members:
     space = fields.hex_digest("space")
     hashes = fields.hash_run("hashes", context.config.max_hashes)
     lease_s = fields.seconds("lease_s", DEFAULT_LEASE_S)
-    found = context.store.match(context.tenant.name, bucket, space, hashes, lease_s)
+    store, tenant = context.store, context.tenant.name
+    if store.has_shared_tiers:
+        return _answer_later(store.match_anywhere(tenant, bucket, space, hashes, lease_s))
+    return _answer(store.match(tenant, bucket, space, hashes, lease_s))
+
+
+async def _answer_later(found: Awaitable[Match]) -> Members:
+    return _answer(await found)
+
+
+def _answer(found: Match) -> Members:
     return {
         "matched": len(found.nbytes),
         "lease": found.lease or None,

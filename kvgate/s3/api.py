@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from kvgate.store.store import Store
 
 
+_LOOKING = ("GET", "HEAD")
+"""The methods of what needs an object to be there, other than copies and deletions."""
+
+
 class S3:
     """Answers S3 requests from a store: for the tenant that a signature or a token proves, or for anyone who may."""
 
@@ -85,10 +89,15 @@ class S3:
         expected = plain.headers.get("x-amz-expected-bucket-owner")
         if expected not in ("", owner.name):
             raise AccessDenied("the bucket is not of the owner that x-amz-expected-bucket-owner names")
+        key = call.target.key
+        if key and caller is owner and request.method in _LOOKING and self._store.may_find(owner.name, bucket, key):
+            await self._store.find(owner.name, bucket, key)
         if bucket and (settings or caller is not owner):  # owners may do all that they have set nothing against
-            access.check(owner, bucket, call.target.key, operation.policy_action, call.target.query)
+            access.check(owner, bucket, key, operation.policy_action, call.target.query)
         if caller is None:  # who shares with everyone pays for everyone; what is refused costs an owner nothing
             self._store.rates.requests.take(owner.name)
+        if key and request.method in _LOOKING and self._store.may_find(owner.name, bucket, key):
+            await self._store.find(owner.name, bucket, key)  # for those who may see what it finds
         try:
             return await operation.run(Context(self._store, self._region, owner, access, settings), call)
         except (NoSuchBucket, NoSuchKey) as error:

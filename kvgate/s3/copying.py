@@ -68,13 +68,15 @@ class CopySource:
         check_version(query)
         return cls(bucket, key, query, Conditions.parse_copy_source(headers), headers.get(_EXPECTED_OWNER))
 
-    def open(self, context: Context) -> Read:
+    async def open(self, context: Context) -> Read:
         """A lease on the source, to be closed. Raises AccessDenied, NoSuchBucket, NoSuchKey, PreconditionFailed."""
         access = context.access
         owner, bucket = access.resolve(self.bucket)
         if self.expected_owner not in ("", owner.name):
             raise AccessDenied(f"the bucket of the source is not of the owner that {_EXPECTED_OWNER} names")
         access.check(owner, bucket, self.key, "s3:GetObject", self.query)
+        if context.store.may_find(owner.name, bucket, self.key):
+            await context.store.find(owner.name, bucket, self.key)
         try:
             read = context.store.open_read(owner.name, bucket, self.key)
         except (NoSuchBucket, NoSuchKey) as error:

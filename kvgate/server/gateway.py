@@ -63,15 +63,15 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
     in memory is written to the lower tiers. Raises ConfigError for an address that cannot be had, TierError.
     """
     metrics, tenants = Metrics(), Tenants(config.tenants)
-    options = config.tier_options()
-    memory, *made = [each.make() for each in options]
+    configured = config.tier_options()
+    memory, *made = [each.make() for each in configured]
     assert isinstance(memory, HostTier)
     for tier in made:
         if isinstance(tier, PeerTier) and config.cluster is not None:
             tier.join(Credential(config.cluster.access_key, str(config.cluster.secret_key)))
     lower = [
         guarded(tier, each.rules, metrics) if tier.shared else tier
-        for tier, each in zip(made, options[1:], strict=True)
+        for tier, each in zip(made, configured[1:], strict=True)
     ]
     shared = [tier for tier in lower if isinstance(tier, Guarded)]
     catalog = next((_catalog_path(tier) for tier in lower if isinstance(tier, DiskTier)), None)
@@ -90,7 +90,15 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
             stack.enter_context(listening_unix(path, "listen.unix_socket")) for path in [listen.unix_socket] if path
         ]
         store = await stack.enter_async_context(
-            open_store(memory, lower, tenants, config=config.store, metrics=metrics, catalog=catalog)
+            open_store(
+                memory,
+                lower,
+                tenants,
+                config=config.store,
+                metrics=metrics,
+                catalog=catalog,
+                rules={each.name: each.rules for each in configured},
+            )
         )
         unsigned = config.unsigned_tenant or (next(iter(config.tenants)) if len(config.tenants) == 1 else "")
         s3 = S3(store, tenants, authenticator, listen.region, tenants.get(unsigned))

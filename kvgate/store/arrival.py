@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from kvgate.memory.lease import Lease
 
@@ -17,9 +18,19 @@ class Arrival:
     def __init__(self, lease: Lease) -> None:
         self.lease = lease
         self.nbytes = 0
+        self.followers: set[Callable[[Lease], None]] = set()
+        """Told of a `switch` with a share of the other memory, before anything has come there."""
         self.ended = False
         self._error: Exception | None = None
         self._moved = asyncio.Event()
+
+    def switch(self, lease: Lease) -> None:
+        """Go on with other memory, into which nothing has come so far. Whoever has a share of the last one keeps it."""
+        self.lease.release()
+        self.lease = lease
+        self.nbytes = 0
+        for follow in self.followers:
+            follow(lease.share())
 
     def advance(self, nbytes: int) -> None:
         """Note that the first `nbytes` are there and verified."""

@@ -11,9 +11,10 @@ from collections.abc import AsyncIterator, Sequence
 
 from awscrt import checksums
 
-from kvgate.errors import CorruptCopy, NotInTier
+from kvgate.errors import ArenaFull, CorruptCopy, NotInTier, TierError
 from kvgate.memory.digest import block_span
 from kvgate.memory.lease import Lease
+from kvgate.metrics import Metrics
 from kvgate.store.arrival import Arrival
 from kvgate.store.index import Entry
 from kvgate.store.placement import Placement
@@ -59,6 +60,8 @@ class ArrivingBody(LeasedBody):
     def __init__(self, placement: Placement, entry: Entry, arrival: Arrival, start: int, stop: int) -> None:
         super().__init__(placement, entry, arrival.lease.share(), start, stop)
         self._arrival = arrival
+        self._left: list[Lease] = []  # on memory that the arrival does not fill any more, and which may be in use
+        arrival.followers.add(self._follow)
 
     async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
         """See ResponseBody. Raises CorruptCopy or another TierError where no more comes."""
@@ -73,6 +76,18 @@ class ArrivingBody(LeasedBody):
         """See LeasedBody."""
         await self._arrival.reach(self._stop)
 
+    def release(self) -> None:
+        """See LeasedBody."""
+        self._arrival.followers.discard(self._follow)
+        super().release()
+        for lease in self._left:
+            lease.release()
+
+    def _follow(self, lease: Lease) -> None:
+        """Read on in the memory that is filled from now on."""
+        self._left.append(self._lease)
+        self._lease = lease
+
 
 class TierBody:
     """Bytes that stream from a lower tier through one or two windows of memory: while one is sent, the next is read.
@@ -82,16 +97,27 @@ class TierBody:
     """
 
     def __init__(
-        self, placement: Placement, entry: Entry, rank: int, copy: Copy, start: int, stop: int, windows: list[Lease]
+        self,
+        placement: Placement,
+        entry: Entry,
+        rank: int,
+        copy: Copy,
+        start: int,
+        stop: int,
+        windows: list[Lease],
+        metrics: Metrics,
     ) -> None:
         """windows: of one length, a multiple of BLOCK_NBYTES if they do not hold everything"""
         self.nbytes = stop - start
         self._placement = placement
         self._entry: Entry | None = entry
         self._rank, self._copy = rank, copy
+        self._failed: set[int] = set()
+        self._metrics = metrics
         self._start, self._stop = start, stop
         self._first, self._last = block_span(start, stop, entry.record.nbytes)
         self._windows = windows
+        self._window_nbytes = windows[0].nbytes
         self._reader = placement.copies.tiers[rank].open(entry.record, copy)
         self._fills: dict[int, asyncio.Task[array[int] | Exception]] = {}  # by the first byte of what a window gets
 
@@ -102,13 +128,9 @@ class TierBody:
     async def batches(self) -> AsyncIterator[Sequence[memoryview]]:
         """See ResponseBody. Raises CorruptCopy or another TierError where no more comes."""
         assert self._entry is not None, "the body is closed"
-        window_nbytes = self._windows[0].nbytes
+        window_nbytes = self._window_nbytes
         for begin in range(self._first, self._last, window_nbytes):
-            try:
-                await self._filled(begin)
-            except (CorruptCopy, NotInTier) as error:
-                self._placement.copies.drop_bad_copy(self._entry, self._rank, self._copy, error)
-                raise
+            await self._filled(begin)
             del self._fills[begin]
             end = min(begin + window_nbytes, self._last)
             if len(self._windows) > 1 and end < self._last:
@@ -150,11 +172,50 @@ class TierBody:
         self._fills[begin] = self._placement.copies.spawn(self._read(begin, self._window(begin).share()))
 
     async def _read(self, begin: int, window: Lease) -> array[int]:
-        with window:
-            return await self._reader.read_into(begin, window, min(window.nbytes, self._last - begin))
+        while True:
+            rank, copy, reader = self._rank, self._copy, self._reader
+            try:
+                with window:
+                    return await reader.read_into(begin, window, min(window.nbytes, self._last - begin))
+            except TierError as error:
+                entry = self._entry
+                if entry is None:
+                    raise
+                if isinstance(error, CorruptCopy | NotInTier):
+                    self._placement.copies.drop_bad_copy(entry, rank, copy, error)
+                if self._rank == rank and not self._change_tier(entry):
+                    raise
+                try:
+                    window = self._renew_window(begin)
+                except ArenaFull:
+                    raise error from None
+
+    def _renew_window(self, begin: int) -> Lease:
+        """Other memory for what begins at `begin`: an operation that was given up may still write to the last one."""
+        at = self._window_index(begin)
+        fresh = self._placement.room.reserve(self._windows[at].owner, self._windows[at].nbytes)
+        self._windows[at].release()
+        self._windows[at] = fresh
+        return fresh.share()
+
+    def _change_tier(self, entry: Entry) -> bool:
+        """Read on from the next tier that holds the object; False when none is left."""
+        copies = self._placement.copies
+        self._failed.add(self._rank)
+        following = next((r for r in copies.lower_ranks if r not in self._failed and entry.has_copy(r)), None)
+        if following is None:
+            return False
+        copies.spawn(self._reader.close())
+        self._rank, self._copy = following, entry.copies[following]
+        self._reader = copies.tiers[following].open(entry.record, self._copy)
+        self._metrics.hedged.labels(copies.tiers[following].name, "failed").inc()
+        return True
 
     def _window(self, begin: int) -> Lease:
-        return self._windows[(begin - self._first) // self._windows[0].nbytes % len(self._windows)]
+        return self._windows[self._window_index(begin)]
+
+    def _window_index(self, begin: int) -> int:
+        return (begin - self._first) // self._window_nbytes % len(self._windows)
 
 
 async def _digest(

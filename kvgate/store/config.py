@@ -7,6 +7,7 @@ from typing import Literal
 
 from kvgate.config import MiB, Seconds, Size, option
 from kvgate.errors import ConfigError
+from kvgate.store.discovery import DiscoveryConfig
 from kvgate.store.prefetch import PrefetchConfig
 from kvgate.store.retention import RetentionConfig
 from kvgate.store.scrub import ScrubConfig
@@ -18,7 +19,8 @@ class StoreConfig:
 
     ack: Literal["memory", "disk"] = option(
         default="memory",
-        help="when a PUT is answered: `memory`, once the object can be read; `disk`, once it also survives a restart",
+        help="when a PUT is answered: `memory`, once the object can be read; `disk`, once it also survives a restart: "
+        "the first private tier is then written `through`",
     )
     eviction: str = option(default="lru", help="eviction policy, by its name in the entry points `kvgate.eviction`")
     max_object: Size = option(default=Size(5 << 30), help="bytes of the largest object that is accepted")
@@ -29,7 +31,10 @@ class StoreConfig:
         default=2,
         help="chunks of one `read` call that are loaded and not sent yet; more hide a slow tier, and take its memory",
     )
-    movers: int = option(default=2, help="objects written from memory to lower tiers at the same time")
+    stop_timeout: Seconds = option(
+        default=Seconds(10.0),
+        help="how long a stop waits for what shared tiers are still to get; private tiers get everything",
+    )
     memory_wait: Seconds = option(
         default=Seconds(2.0),
         help="how long a request waits for memory while objects are being written to disk, before it gets 503 SlowDown",
@@ -62,6 +67,9 @@ class StoreConfig:
         default=0.5,
         help="the share of memory that reserved chunks may take; one tenant gets at most as much of it as is left free",
     )
+    discovery: DiscoveryConfig = option(
+        default=DiscoveryConfig(), help="how objects are found that other gateways have put into shared tiers"
+    )
     prefetch: PrefetchConfig = option(
         default=PrefetchConfig(), help="what is learnt from clients of other KV systems, and fetched for them ahead"
     )
@@ -74,8 +82,6 @@ class StoreConfig:
             raise ConfigError(f"window: expected at least 1MiB, got {self.window} bytes")
         if not 1 <= self.read_ahead <= 64:
             raise ConfigError(f"read_ahead: expected 1 to 64, got {self.read_ahead}")
-        if not 1 <= self.movers <= 64:
-            raise ConfigError(f"movers: expected 1 to 64, got {self.movers}")
         for key in ("lifecycle_day", "lifecycle_interval"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key}: expected more than 0 seconds")

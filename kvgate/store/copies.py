@@ -3,18 +3,19 @@
 Invariants
 1. A copy is listed in an entry exactly from the moment it is complete until it is dropped; a dropped copy is deleted
    once, in a task of its own, whatever becomes of the request that dropped it.
-2. What a new version replaces stays in the lower tiers until the new version has been published there, or never will
-   be: after a crash a key has one of its versions, never none.
+2. What a new version replaces stays in the lower tiers until the new version has been published in the home tier, or
+   never will be: after a crash a key has one of its versions, never none.
 3. An entry that is current has a copy; `lose_if_bare` follows every drop that may take the last one.
 
-Rank 0 is memory (the arena); higher ranks are lower tiers, faster ones first. Decisions are taken synchronously.
+Rank 0 is memory (the arena); higher ranks are lower tiers, faster ones first. The home tier is the first lower tier
+that takes every object: a private one that is written to. Decisions are taken synchronously.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kvgate.errors import CorruptCopy, KVGateError, TierError
@@ -22,11 +23,13 @@ from kvgate.metrics import Metrics
 from kvgate.store.eviction.base import EvictionPolicy
 from kvgate.store.ghosts import Fate, Ghosts
 from kvgate.store.index import Entry, Index
+from kvgate.store.keys import Keys
 from kvgate.store.quota import Quota
 from kvgate.store.refusals import Refusals
 from kvgate.store.residents import Residents
-from kvgate.tiers.base import Copy, Inspected, Tier
+from kvgate.tiers.base import Copy, Inspected, Record, Tier
 from kvgate.tiers.host import HostTier
+from kvgate.tiers.rules import TierRules
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ MEMORY = 0
 class Copies:
     """Carries out what is decided about copies. All methods run on the event loop.
 
+    rules: by rank
+    home:  the rank of the home tier; None without one
     leaving_nbytes, deletions: by rank, the bytes and tasks of copies that are being deleted
     """
 
@@ -50,11 +55,18 @@ class Copies:
         policy: Callable[[], EvictionPolicy[Entry]],
         metrics: Metrics,
         ghosts: Ghosts,
+        rules: Mapping[str, TierRules],
     ) -> None:
+        """rules: by the names of tiers; those that are not named have the default ones"""
         self.memory = memory
+        self.keys = Keys()
         self.tiers: tuple[Tier, ...] = (memory, *lower)
         self.all_ranks = tuple(range(len(self.tiers)))
         self.lower_ranks = self.all_ranks[1:]
+        self.rules = tuple(rules.get(tier.name, TierRules()) for tier in self.tiers)
+        self.shared_ranks = tuple(rank for rank in self.lower_ranks if self.tiers[rank].shared)
+        private = (rank for rank in self.lower_ranks if rank not in self.shared_ranks)
+        self.home = next((rank for rank in private if self._writes(rank)), None)
         self.residents = tuple(Residents(rank, policy) for rank in range(len(self.tiers)))
         self.leaving_nbytes = [0] * len(self.tiers)
         self.deletions: tuple[set[asyncio.Task[Exception | None]], ...] = tuple(set() for _ in self.tiers)
@@ -67,6 +79,17 @@ class Copies:
         self._awaited: set[Entry] = set()  # every entry in those lists
         self._tasks: asyncio.TaskGroup
         self._background: set[asyncio.Task[Any]] = set()
+
+    def _writes(self, rank: int) -> bool:
+        return self.rules[rank].write != "never" and not self.tiers[rank].read_only
+
+    def takes(self, rank: int, record: Record) -> bool:
+        """Whether a lower tier is written to, and objects with this key may lie in it."""
+        return self._writes(rank) and (rank not in self.shared_ranks or self.keys.is_shared(record.bucket, record.key))
+
+    def fastest(self, entry: Entry) -> int | None:
+        """The rank of the fastest tier that holds a copy."""
+        return next((rank for rank, copy in enumerate(entry.copies) if copy is not None), None)
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Take the task group that work in the background belongs to."""
@@ -159,7 +182,7 @@ class Copies:
         One entry may take the place of many: of the last version of its key, and of the parts that it was made from.
         """
         olds = [*self._superseded.pop(old, ()), old]
-        if self.lower_ranks and not entry.settled:
+        if self.home is not None and entry.waiting >> self.home & 1:
             self._superseded.setdefault(entry, []).extend(olds)
             self._awaited.update(olds)
             if old.leases == 0:
@@ -168,10 +191,15 @@ class Copies:
             for each in olds:
                 self._let_go(each)
 
-    def settle(self, entry: Entry) -> None:
-        """Note that an entry's way to a lower tier is over; what it replaced is not needed any more."""
-        entry.settled = True
-        self._end_superseded(entry)
+    def wait_for(self, entry: Entry, rank: int) -> None:
+        """Note that an entry waits to be written to a tier."""
+        entry.waiting |= 1 << rank
+
+    def settle(self, entry: Entry, rank: int) -> None:
+        """Note that an entry's way to a tier is over. Once it was the home tier, what it replaced is not needed."""
+        entry.waiting &= ~(1 << rank)
+        if rank == self.home:
+            self._end_superseded(entry)
 
     def _end_superseded(self, entry: Entry) -> list[asyncio.Task[Exception | None]]:
         olds = self._superseded.pop(entry, ())

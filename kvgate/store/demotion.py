@@ -1,20 +1,26 @@
-"""Demotion: what is only in memory is written down to the first lower tier."""
+"""Demotion: what lower tiers should have is written to them in the background, a queue and a few workers for each.
+
+Invariants
+1. An entry waits for a tier (`Entry.waiting`) exactly while the tier's queue holds it, or from the decision to write it
+   on the way of a PUT until that has ended.
+2. What a private tier is to get is never given up for lack of room elsewhere: the queue is bounded by the tier above.
+3. What a shared tier is to get waits in a bounded journal, also while the tier is away. What falls out of that is
+   counted.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from array import array
+import time
 
-from kvgate.errors import NotInTier, TierError
-from kvgate.memory.lease import Lease
+from kvgate.errors import NotAdmitted, NotInTier, TierAway, TierError
 from kvgate.metrics import Metrics
 from kvgate.store.backlog import Backlog
-from kvgate.store.copies import MEMORY, Copies
-from kvgate.store.ghosts import Fate
+from kvgate.store.copies import Copies
 from kvgate.store.index import Entry
-from kvgate.store.room import Room
-from kvgate.tiers.base import Copy
+from kvgate.store.mover import Mover
+from kvgate.store.write_queue import WriteQueue
 
 logger = logging.getLogger(__name__)
 
@@ -23,86 +29,126 @@ _RETRY_S = 0.25
 
 
 class Demotion:
-    """Writes entries to lower tiers, in the background or on the way of a PUT. All methods run on the event loop."""
+    """Writes entries to lower tiers in the background. All methods run on the event loop."""
 
-    def __init__(self, copies: Copies, room: Room, backlog: Backlog, metrics: Metrics) -> None:
+    def __init__(self, copies: Copies, mover: Mover, backlog: Backlog, metrics: Metrics) -> None:
         self._copies = copies
-        self._room = room
+        self._mover = mover
         self._backlog = backlog
         self._metrics = metrics
-        self._queue: asyncio.Queue[Entry] = asyncio.Queue()  # bounded by what memory holds
+        self._queues = tuple(
+            WriteQueue(copies.rules[rank].journal if rank in copies.shared_ranks else None)
+            for rank in range(len(copies.tiers))
+        )
 
-    def start(self, tasks: asyncio.TaskGroup, movers: int) -> list[asyncio.Task[None]]:
+    def start(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Begin to work in the background; the tasks run until they are cancelled."""
-        return [tasks.create_task(self._demote_forever()) for _ in range(movers)]
-
-    def enqueue(self, entry: Entry) -> None:
-        """Have an entry that is only in memory written to the first lower tier in the background."""
-        if self._copies.lower_ranks:
-            self._backlog.begin()
-            self._queue.put_nowait(entry)
-
-    async def write(self, entry: Entry, rank: int, lease: Lease, blocks: array[int]) -> Copy:
-        """A finished but unpublished copy in a lower tier of what `lease` holds. Raises TierError with nothing left."""
-        record = entry.record
-        upload = await self._room.begin(rank, record.tenant, record.nbytes)
-        try:
-            await upload.write(lease, 0, record.nbytes)
-            return await upload.finish(record, blocks)
-        except BaseException:
-            await asyncio.shield(self._copies.spawn(upload.abort()))
-            raise
-
-    async def publish(self, entry: Entry, rank: int, copy: Copy) -> None:
-        """Note a finished copy of a current entry and make it survive; a copy of a stale entry is deleted.
-
-        Raises TierError after dropping the copy.
-        """
         copies = self._copies
-        if not entry.current:
-            await copies.tiers[rank].delete(entry.record, copy)
-            return
-        copies.add_copy(entry, rank, copy)
-        try:
-            await copies.tiers[rank].publish(entry.record, copy)
-        except TierError:
-            if entry.copies[rank] is copy:
-                copies.drop_copy(entry, rank)
-                copies.lose_if_bare(entry, Fate.NOT_WRITTEN_BACK, rank)
-            raise
-        copies.settle(entry)
+        return [
+            tasks.create_task(self._demote_forever(rank))
+            for rank in copies.lower_ranks
+            for _ in range(copies.rules[rank].writers)
+        ]
 
-    async def _demote_forever(self) -> None:
+    def plan(self, entry: Entry) -> list[int]:
+        """The lower tiers that a new object is to be written to at once, which it waits for from now on."""
+        copies = self._copies
+        ranks = [
+            rank
+            for rank in copies.lower_ranks
+            if copies.rules[rank].write in ("back", "through") and copies.takes(rank, entry.record)
+        ]
+        for rank in ranks:
+            copies.wait_for(entry, rank)
+        return ranks
+
+    def enqueue(self, entry: Entry, rank: int) -> None:
+        """Have an entry written to a lower tier in the background."""
+        self._copies.wait_for(entry, rank)
+        if rank not in self._copies.shared_ranks:
+            self._backlog.begin()
+        dropped = self._queues[rank].put(entry)
+        if dropped is not None:
+            self._give_up(dropped, rank, "journal")
+
+    def spill(self, entry: Entry, rank: int) -> bool:
+        """Have an entry that will leave a tier written to the one below that wants it then; False if none takes it."""
+        copies = self._copies
+        for below in range(rank + 1, len(copies.tiers)):
+            if copies.rules[below].write == "on-evict" and copies.takes(below, entry.record):
+                if not entry.waiting >> below & 1:
+                    self.enqueue(entry, below)
+                return True
+        return False
+
+    def fill_in(self, entry: Entry, rank: int) -> None:
+        """Have an entry that was brought up from a tier written to those that it has passed."""
+        copies = self._copies
+        for above in range(1, rank):
+            if (
+                copies.rules[above].write in ("back", "through")
+                and not entry.has_copy(above)
+                and not entry.waiting >> above & 1
+                and copies.takes(above, entry.record)
+            ):
+                self.enqueue(entry, above)
+
+    def waiting(self, rank: int) -> int:
+        """How many entries wait for a tier."""
+        return len(self._queues[rank])
+
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until private tiers have what they are to get, and shared ones too unless that takes longer."""
+        await self._backlog.clear()
+        deadline = time.monotonic() + timeout_s
+        for rank in self._copies.shared_ranks:
+            await self._queues[rank].wait_until_empty(deadline - time.monotonic())
+
+    async def stop(self, timeout_s: float) -> None:
+        """As `flush`; what shared tiers have not got then is given up."""
+        await self.flush(timeout_s)
+        for rank in self._copies.shared_ranks:
+            for entry in self._queues[rank].clear():
+                self._give_up(entry, rank, "stop")
+
+    async def _demote_forever(self, rank: int) -> None:
+        queue = self._queues[rank]
         while True:
-            entry = await self._queue.get()
+            entry = await queue.take()
             try:
-                await self._demote(entry)
+                await self._demote(entry, rank)
             except Exception:
-                logger.exception("a demotion failed")  # a defect; the object stays in memory, the others go on
-                self._copies.settle(entry)
+                logger.exception("a demotion failed")  # a defect; the object stays where it is, the others go on
             finally:
-                self._backlog.end()
+                queue.end(entry)
+                self._copies.settle(entry, rank)
+                if rank not in self._copies.shared_ranks:
+                    self._backlog.end()
 
-    async def _demote(self, entry: Entry) -> None:
-        rank = self._copies.lower_ranks[0]
-        for attempt in range(_MAX_ATTEMPTS):
-            if not entry.current or entry.has_copy(rank) or not entry.has_copy(MEMORY):
-                return
+    async def _demote(self, entry: Entry, rank: int) -> None:
+        copies = self._copies
+        attempt = 0
+        while entry.current and not entry.has_copy(rank) and entry.waiting >> rank & 1:
             try:
-                await self.publish(entry, rank, await self._write_from_memory(entry, rank))
+                await self._mover.bring(entry, rank)
                 self._metrics.demoted.inc()
                 return
+            except TierAway:
+                await asyncio.sleep(copies.rules[rank].retry_after)  # it waits in the journal, and so do the others
+                continue
+            except NotInTier:
+                return
+            except NotAdmitted:
+                self._metrics.not_admitted.labels(copies.tiers[rank].name, "other body").inc()
+                return
             except TierError as error:
-                if not error.transient or attempt == _MAX_ATTEMPTS - 1:
-                    self._metrics.stranded.inc()
-                    logger.warning("an object stays in memory only: %s", error)
-                    self._copies.settle(entry)
+                attempt += 1
+                if not error.transient or attempt == _MAX_ATTEMPTS:
+                    self._metrics.stranded.labels(copies.tiers[rank].name, "failed").inc()
+                    logger.warning("an object is not written to the %s tier: %s", copies.tiers[rank].name, error)
                     return
             await asyncio.sleep(_RETRY_S * 2**attempt)
 
-    async def _write_from_memory(self, entry: Entry, rank: int) -> Copy:
-        copy = entry.copies[MEMORY]
-        if copy is None or copy.lease is None:
-            raise NotInTier("the copy in memory is gone")
-        with copy.lease.share() as lease:
-            return await self.write(entry, rank, lease, copy.blocks)
+    def _give_up(self, entry: Entry, rank: int, reason: str) -> None:
+        self._metrics.stranded.labels(self._copies.tiers[rank].name, reason).inc()
+        self._copies.settle(entry, rank)

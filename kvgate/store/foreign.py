@@ -13,9 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable
 
-from kvgate import plugins
-from kvgate.chunk.foreign.base import ForeignKey, KeyParser
-from kvgate.chunk.key import KV_PREFIX, RESERVED_PREFIX
+from kvgate.chunk.foreign.base import ForeignKey
 from kvgate.metrics import Metrics
 from kvgate.store.index import Entry, Index
 from kvgate.store.placement import Placement
@@ -38,20 +36,18 @@ class ForeignClients:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._keys = placement.copies.keys
         self._index = index
         self._config = config
         self._metrics = metrics
         self._clock = clock
         self._prefetch = Prefetch(placement, config, metrics, clock)
-        self._parsers: list[KeyParser] = [
-            plugins.load("kvgate.key_parsers", name)() for name in plugins.names("kvgate.key_parsers")
-        ]
         self._runs: dict[str, Runs] = {}  # by the tenant whose requests they are
         self._models: set[tuple[str, str]] = set()  # systems and models with metrics of their own
 
     def note_head(self, caller: str, tenant: str, bucket: str, key: str) -> None:
         """Note that a client of the tenant `caller` asks whether an object is there. Raises NoSuchBucket."""
-        foreign = self._parse(bucket, key)
+        foreign = self._keys.foreign(bucket, key)
         if foreign is None:
             return
         entry = self._index.get(tenant, bucket, key)
@@ -62,7 +58,7 @@ class ForeignClients:
 
     def note_get(self, caller: str, tenant: str, bucket: str, key: str) -> bool:
         """Note that a client reads an object or a range of it; whether all of it will be read. Raises NoSuchBucket."""
-        foreign = self._parse(bucket, key)
+        foreign = self._keys.foreign(bucket, key)
         if foreign is None:
             return False
         entry = self._index.get(tenant, bucket, key)
@@ -75,7 +71,7 @@ class ForeignClients:
 
     def note_put(self, record: Record) -> None:
         """Note that an object of the tenant's own has become visible."""
-        foreign = self._parse(record.bucket, record.key)
+        foreign = self._keys.foreign(record.bucket, record.key)
         if foreign is not None:
             self._learn(record.tenant, record.tenant, record.bucket, record.key, foreign)
 
@@ -91,14 +87,6 @@ class ForeignClients:
     def stop(self) -> None:
         """Prefetch nothing more."""
         self._prefetch.stop()
-
-    def _parse(self, bucket: str, key: str) -> ForeignKey | None:
-        if key.startswith(KV_PREFIX) or bucket.startswith(RESERVED_PREFIX):
-            return None
-        for parser in self._parsers:
-            if (foreign := parser.parse(key)) is not None:
-                return foreign
-        return None
 
     def _learn(self, caller: str, tenant: str, bucket: str, key: str, foreign: ForeignKey) -> None:
         runs = self._runs.get(caller)

@@ -42,12 +42,12 @@ def around(rank: int, tiers: int) -> Around:
 class Entry:
     """One visible object. Compared by identity: a new version of a key is another entry.
 
-    settled: its way to a lower tier is over (written, refused, or evicted since); it may leave memory.
+    waiting: the ranks of the tiers that it waits to be written to, as the bits of a number
 
     There are millions of them, most with a single copy: that one is kept without a tuple around it.
     """
 
-    __slots__ = ("_around", "_held", "current", "leases", "pin", "record", "settled")
+    __slots__ = ("_around", "_held", "current", "leases", "pin", "record", "waiting")
 
     def __init__(self, record: Record, copies: tuple[Copy | None, ...] | Copy, only: Around | None = None) -> None:
         """copies: by rank; with `only`, the single copy where that says"""
@@ -57,7 +57,7 @@ class Entry:
         self.leases = 0
         self.pin = Pin.NONE
         self.current = False
-        self.settled = False
+        self.waiting = 0
 
     @property
     def pinned(self) -> bool:

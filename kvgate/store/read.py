@@ -81,8 +81,10 @@ class Read:
             lease = await self._placement.copies.memory.lease(entry.record, copy, start, stop)
             return LeasedBody(self._placement, entry, lease, start, stop)
         most = self._whole or (stop - start) * _PROMOTE_SHARE >= entry.record.nbytes
-        if most and entry.record.nbytes <= self._placement.copies.memory.limit():
-            arrival = self._placement.promotion.begin(entry, rank)
+        promotion = self._placement.promotion
+        fits = entry.record.nbytes <= self._placement.copies.memory.limit()
+        if most and fits and promotion.is_due(entry, rank):
+            arrival = promotion.begin(entry, rank)
             if arrival is not None:
                 body = ArrivingBody(self._placement, entry, arrival, start, stop)
                 try:
@@ -106,7 +108,7 @@ class Read:
         if windows[0].nbytes < last - first:
             with contextlib.suppress(ArenaFull):  # then what is sent and what is read take turns
                 windows.append(room.reserve(tenant, windows[0].nbytes))
-        body = TierBody(self._placement, entry, rank, copy, start, stop, windows)
+        body = TierBody(self._placement, entry, rank, copy, start, stop, windows, self._metrics)
         try:
             await body.open()
         except BaseException:

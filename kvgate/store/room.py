@@ -1,7 +1,10 @@
 """Room: what is evicted so that something else fits.
 
-A copy is evicted only while nothing leases its entry. The last copy of a pinned entry is never evicted, and from memory
-never the last copy of an entry that a lower tier is still to get.
+A copy is evicted only while nothing leases its entry. The last copy of a pinned entry is never evicted, nor the last
+copy of an entry that a private tier is still to get. What a shared tier is still to get may go, and is counted: the
+engine computes it again, and nobody waits for a tier that is slow or away.
+
+Where a tier below takes what is evicted from one above, the next to go are written there ahead of time.
 
 Where there is a lower tier, no object takes all of memory: there is room for a window beside it, to copy it through.
 """
@@ -13,6 +16,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 from kvgate.errors import ArenaFull, Overloaded, TierFull
 from kvgate.memory.allocator import whole_pages
@@ -28,6 +32,8 @@ from kvgate.store.index import Entry
 from kvgate.tiers.base import Upload
 
 _MAX_VICTIMS = 4096
+_SPILL_SHARE = 8
+"""One part in so many of a tier is kept free or written below ahead, where what is evicted goes to a lower tier."""
 
 
 class Room:
@@ -38,11 +44,21 @@ class Room:
         self._backlog = backlog
         self._metrics = metrics
         self._incoming = tuple(Incoming() for _ in copies.tiers)
+        self.spill_to: Callable[[Entry, int], bool]
+        """Has an entry that is going to leave a tier written to a lower one; False when none takes it."""
+        rules = copies.rules
+        self._spills = tuple(
+            tuple(below for below in copies.lower_ranks if below > rank and rules[below].write == "on-evict")
+            for rank in copies.all_ranks
+        )
+        """By rank, the lower tiers that are to get what leaves it."""
+        self._unspilled_nbytes = [0] * len(copies.tiers)  # by rank, what has come since the last `_spill_ahead`
 
     def reserve(self, owner: str, nbytes: int) -> Lease:
         """Memory for `nbytes`, after evicting what lower tiers hold too. Raises ArenaFull."""
         self._leave_a_window(nbytes)
         self._keep_to_memory_limit(tenant_of(owner), nbytes)
+        self._spill_ahead(MEMORY, owner, nbytes)
         while True:
             try:
                 return self._copies.memory.reserve(owner, nbytes)
@@ -104,10 +120,11 @@ class Room:
         tier = self._copies.tiers[rank]
         if nbytes > tier.limit():
             raise TierFull(f"an object of {nbytes} bytes is larger than the {tier.name} tier")
+        self._spill_ahead(rank, tenant, nbytes)
         while (shortage := nbytes - tier.room(tenant)) > 0:
             shortage -= self._copies.leaving_nbytes[rank]
             asks_nbytes = max(nbytes, self._incoming[rank].of(tenant))
-            victims = self._take_victims(rank, shortage, _may_leave_lower_tier, tenant, asks_nbytes)
+            victims = self._take_victims(rank, shortage, tenant, asks_nbytes)
             if not victims and not self._copies.deletions[rank]:
                 raise TierFull(
                     f"the {tier.name} tier has no room for {nbytes} bytes: what it holds is leased or pinned"
@@ -136,11 +153,43 @@ class Room:
         if self._copies.lower_ranks and nbytes > max(self._copies.memory.limit() - BLOCK_NBYTES, BLOCK_NBYTES):
             raise ArenaFull(f"{nbytes} bytes would leave no room in memory to stream anything")
 
-    def _may_leave_memory(self, entry: Entry) -> bool:
-        """Whether an entry's copy in memory may be evicted now."""
-        if entry.leases or not (entry.settled or not self._copies.lower_ranks):
+    def _may_leave(self, rank: int, entry: Entry) -> bool:
+        """Whether an entry's copy in a tier may be evicted now."""
+        if entry.leases or (entry.pinned and not (rank == MEMORY and entry.has_copy(*self._copies.lower_ranks))):
             return False
-        return not entry.pinned or entry.has_copy(*self._copies.lower_ranks)
+        if not entry.waiting and not self._spills[rank]:
+            return True
+        return self._is_elsewhere(entry, rank) or not self._is_owed(entry, rank)
+
+    def _is_elsewhere(self, entry: Entry, rank: int) -> bool:
+        return any(copy is not None for each, copy in enumerate(entry.copies) if each != rank)
+
+    def _is_owed(self, entry: Entry, rank: int) -> bool:
+        """Whether a private tier is still to get an entry."""
+        copies = self._copies
+        if any(entry.waiting >> each & 1 for each in copies.lower_ranks if each not in copies.shared_ranks):
+            return True
+        return any(each not in copies.shared_ranks for each in self._spills[rank]) and self.spill_to(entry, rank)
+
+    def _spill_ahead(self, rank: int, tenant: str, nbytes: int) -> None:
+        """Before `nbytes` come to a tier, have those written below that are the next to leave it."""
+        if not self._spills[rank]:
+            return
+        tier = self._copies.tiers[rank]
+        ahead_nbytes = tier.limit() // _SPILL_SHARE
+        self._unspilled_nbytes[rank] += nbytes
+        if self._unspilled_nbytes[rank] < ahead_nbytes // 4 or tier.room(tenant) >= ahead_nbytes:
+            return
+        self._unspilled_nbytes[rank] = 0
+        refused = []
+        for entry in itertools.islice(self._copies.residents[rank].victims(_is_idle), _MAX_VICTIMS):
+            ahead_nbytes -= entry.record.nbytes
+            if not self._is_elsewhere(entry, rank) and not self.spill_to(entry, rank):
+                refused.append(entry)
+            if ahead_nbytes <= 0:
+                break
+        for entry in refused:
+            self._evict(entry, rank)
 
     def _keep_to_memory_limit(self, tenant: str, nbytes: int) -> None:
         """Evict a tenant's own from memory until `nbytes` more are within its limit. Raises ArenaFull."""
@@ -148,7 +197,7 @@ class Room:
             return
         nbytes = whole_pages(nbytes)
         excess = self._copies.memory.used_by(tenant) + nbytes - limit
-        if nbytes > limit or not self._evict_own(MEMORY, tenant, excess, self._may_leave_memory):
+        if nbytes > limit or not self._evict_own(MEMORY, tenant, excess):
             raise ArenaFull(
                 f"{nbytes} bytes more would pass the tenant's limit in memory: it is lower, or what it has is in use"
             )
@@ -160,18 +209,18 @@ class Room:
             return
         used_nbytes = residents.usage(tenant)[1] + self._incoming[rank].of(tenant)
         excess = used_nbytes + nbytes - limit
-        if nbytes > limit or not self._evict_own(rank, tenant, excess, _may_leave_lower_tier):
+        if nbytes > limit or not self._evict_own(rank, tenant, excess):
             self._copies.refusals.note(tenant, "tier_limit")
             raise TierFull(
                 f"{nbytes} bytes more would pass the tenant's limit in the {self._copies.tiers[rank].name} tier: "
                 "it is lower, or what it has there is leased or pinned"
             )
 
-    def _evict_own(self, rank: int, tenant: str, nbytes: int, may_go: Callable[[Entry], bool]) -> bool:
+    def _evict_own(self, rank: int, tenant: str, nbytes: int) -> bool:
         """Evict so many bytes of a tenant from a tier; False, with nothing evicted, when not so many may go."""
         victims = []
         if nbytes > 0:
-            for entry in self._copies.residents[rank].victims_of(tenant, may_go):
+            for entry in self._copies.residents[rank].victims_of(tenant, partial(self._may_leave, rank)):
                 victims.append(entry)
                 nbytes -= whole_pages(entry.record.nbytes) if rank == MEMORY else entry.record.nbytes
                 if nbytes <= 0:
@@ -189,15 +238,13 @@ class Room:
         tenant, memory = tenant_of(owner), self._copies.memory
         shortage = max(1, nbytes - memory.room(owner))
         in_flight_nbytes = max(0, memory.used_by(tenant) - self._copies.residents[MEMORY].usage(tenant)[1])
-        victims = self._take_victims(MEMORY, shortage, self._may_leave_memory, tenant, in_flight_nbytes + nbytes)
+        victims = self._take_victims(MEMORY, shortage, tenant, in_flight_nbytes + nbytes)
         for entry in victims:
             self._evict(entry, MEMORY)
         return bool(victims)
 
-    def _take_victims(
-        self, rank: int, shortage: int, may_go: Callable[[Entry], bool], tenant: str, asks_nbytes: int
-    ) -> list[Entry]:
-        victims = []
+    def _take_victims(self, rank: int, shortage: int, tenant: str, asks_nbytes: int) -> list[Entry]:
+        victims, may_go = [], partial(self._may_leave, rank)
         if shortage > 0:
             for entry in self._copies.residents[rank].victims(may_go, tenant, asks_nbytes):
                 victims.append(entry)
@@ -206,12 +253,21 @@ class Room:
                     break
         return victims
 
+    def _unwritten(self, entry: Entry, rank: int) -> list[int]:
+        """The lower tiers that should have got what leaves a tier, and have not."""
+        spills = self._spills[rank]
+        return [each for each in self._copies.lower_ranks if entry.waiting >> each & 1 or each in spills]
+
     def _evict(self, entry: Entry, rank: int) -> None:
-        self._metrics.evicted.labels(self._copies.tiers[rank].name).inc()
+        name = self._copies.tiers[rank].name
+        self._metrics.evicted.labels(name).inc()
+        unwritten = [] if self._is_elsewhere(entry, rank) else self._unwritten(entry, rank)
+        for below in unwritten:
+            self._metrics.stranded.labels(self._copies.tiers[below].name, "evicted").inc()
+        from_memory = rank == MEMORY and self._copies.lower_ranks  # which could have had it, and did not take it
         self._copies.drop_copy(entry, rank)
-        unwritten = rank == MEMORY and self._copies.lower_ranks
-        self._copies.lose_if_bare(entry, Fate.NOT_WRITTEN_BACK if unwritten else Fate.EVICTED, rank)
+        self._copies.lose_if_bare(entry, Fate.NOT_WRITTEN_BACK if unwritten or from_memory else Fate.EVICTED, rank)
 
 
-def _may_leave_lower_tier(entry: Entry) -> bool:
+def _is_idle(entry: Entry) -> bool:
     return entry.leases == 0 and not entry.pinned

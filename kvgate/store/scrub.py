@@ -312,8 +312,8 @@ class Scrubber:
             if rank != MEMORY and entry.current and await self._bring_to_memory(entry):
                 copy: Copy = entry.copies[MEMORY]
                 with await copies.memory.lease(entry.record, copy, 0, entry.record.nbytes) as lease:
-                    demotion = self._placement.demotion
-                    await demotion.publish(entry, rank, await demotion.write(entry, rank, lease, copy.blocks))
+                    mover = self._placement.mover
+                    await mover.publish(entry, rank, await mover.write(entry, rank, lease, copy.blocks))
                 return "repaired" if entry.has_copy(rank) else "elsewhere"
         except (CorruptCopy, NotInTier) as error:  # of memory: a tier that is written to raises neither
             copies.drop_bad_copy(entry, MEMORY, copy, error)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import logging
 import math
@@ -20,6 +21,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 from kvgate import plugins
 from kvgate.auth.tenants import Tenant
@@ -39,6 +41,7 @@ from kvgate.store.catalog import Catalog
 from kvgate.store.chunk_writes import ChunkWrites
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import MEMORY, Copies
+from kvgate.store.discovery import Discovery
 from kvgate.store.durable import DurableFile
 from kvgate.store.expiry import Expiry
 from kvgate.store.explain import Explain
@@ -62,6 +65,7 @@ from kvgate.store.values import Match, TenantStats, TierUsage
 from kvgate.store.write import Precondition, Write
 from kvgate.tiers.base import Name, Record, Tier
 from kvgate.tiers.host import HostTier
+from kvgate.tiers.rules import TierRules
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +86,13 @@ class Store:
         catalog: Catalog,
         scrub_state: Path | None = None,
         owners: Path | None = None,
+        rules: Mapping[str, TierRules] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """owners: the file of what owners ask to be remembered; without one it is, until the end"""
+        """
+        owners: the file of what owners ask to be remembered; without one it is, until the end
+        rules:  by the name of the tier; the default ones for those that are not named
+        """
         self._config = config
         self._metrics = metrics
         self._retention = Retention(
@@ -96,11 +104,15 @@ class Store:
         self._quota = Quota()
         self._spaces = Spaces()
         policy = plugins.load("kvgate.eviction", config.eviction)
-        copies = Copies(memory, lower, self._index, self._quota, policy, metrics, Ghosts(config.ghosts))
+        if config.ack == "disk":
+            rules = _written_through(lower, rules)
+        copies = Copies(memory, lower, self._index, self._quota, policy, metrics, Ghosts(config.ghosts), rules)
         self._retention.repin = copies.repin
-        self._placement = Placement(copies, metrics)
+        self._placement = Placement(copies, metrics, config)
         self._refusals = copies.refusals
         self.rates = Rates(self._refusals, clock)
+        self._tenants: dict[str, Tenant] = {}
+        self._discovery = Discovery(copies, self._index, config.discovery, self._take_found, metrics, clock)
         self._foreign = ForeignClients(self._placement, self._index, config.prefetch, metrics)
         self._leases = LeaseTable(config.max_leases, clock, copies.lease_all, copies.unlease_all)
         self._matched: dict[str, tuple[int, int]] = {}
@@ -154,6 +166,17 @@ class Store:
         """What is known of an object. Raises NoSuchBucket, NoSuchKey."""
         return self._entry(tenant, bucket, key).record
 
+    def may_find(self, tenant: str, bucket: str, key: str) -> bool:
+        """Whether an object that is not known here may lie in a shared tier, so that `find` is worth its wait."""
+        return self._discovery.may_find(tenant, bucket, key)
+
+    async def find(self, tenant: str, bucket: str, *keys: str) -> None:
+        """Look in the shared tiers for what is not known here; `stat` and the others see what was found.
+
+        Raises nothing: a tier that cannot be asked has nothing.
+        """
+        await self._discovery.find(Name(tenant, bucket, key) for key in keys)
+
     def head(self, tenant: str, bucket: str, key: str, caller: str | None) -> Record:
         """As `stat`, for a client: those of other KV systems announce their reads so.
 
@@ -193,6 +216,8 @@ class Store:
 
     async def bring_to_memory(self, tenant: str, bucket: str, key: str) -> None:
         """Copy an object to memory from where it is, if it has room. Raises NoSuchBucket, NoSuchKey, TierError."""
+        if self.may_find(tenant, bucket, key):
+            await self.find(tenant, bucket, key)
         entry = self._entry(tenant, bucket, key)
         with Read(self._placement, entry, self._metrics, self._config):
             for rank in self._placement.copies.lower_ranks:
@@ -242,6 +267,8 @@ class Store:
 
         Raises NoSuchBucket, PreconditionFailed, TierError.
         """
+        if self.may_find(tenant, bucket, key):
+            await self.find(tenant, bucket, key)
         entry = self._index.get(tenant, bucket, key)
         if precondition is not None:
             precondition(entry.record if entry is not None else None)
@@ -301,6 +328,16 @@ class Store:
         ranks = [MEMORY if entry.copies[MEMORY] is not None else _fastest(entry) for entry in entries]
         return Match(tiers, ranks, [entry.record.nbytes for entry in entries], lease, lease_s)
 
+    async def match_anywhere(self, tenant: str, bucket: str, space: str, hashes: bytes, lease_s: float) -> Match:
+        """As `match`, with what only shared tiers know of. Raises the same."""
+        await self._discovery.find_leading(tenant, bucket, space, hashes)
+        return self.match(tenant, bucket, space, hashes, lease_s)
+
+    @property
+    def has_shared_tiers(self) -> bool:
+        """Whether there may be more than the index knows of."""
+        return bool(self._placement.copies.shared_ranks)
+
     async def space(self, tenant: str, bucket: str, space: str) -> Space:
         """The space of a manifest that is stored in the bucket. Raises NoSuchBucket, UnknownSpace, TierError."""
         return await self._space(tenant, bucket, space)
@@ -333,8 +370,11 @@ class Store:
             self.rates.read.owe(tenant, read.record.nbytes if runs is None else runs.nbytes)
             return read
 
+        keys = [str(ChunkKey(space, chunk_hash.hex())) for chunk_hash in hashes]
+        if known and self.has_shared_tiers:
+            await self.find(tenant, bucket, *keys)
         return BatchRead(
-            [str(ChunkKey(space, chunk_hash.hex())) for chunk_hash in hashes],
+            keys,
             runs,
             open_read=open_read,
             spawn=self._placement.copies.spawn,
@@ -368,21 +408,21 @@ class Store:
     # --- the gateway's own --------------------------------------------------------------------------------------------
 
     async def flush(self) -> None:
-        """Wait until every object that a lower tier can take has its copy there."""
-        await self._placement.backlog.clear()
+        """Wait until every object that a lower tier is to get has its copy there; for shared ones, `stop_timeout`."""
+        await self._placement.demotion.flush(self._config.stop_timeout)
 
     def collect(self) -> None:
         """Bring the gauges of the metrics up to date."""
         placement, metrics = self._placement, self._metrics
-        for tier, residents in zip(placement.copies.tiers, placement.copies.residents, strict=True):
+        for rank, (tier, residents) in enumerate(zip(placement.copies.tiers, placement.copies.residents, strict=True)):
             usage = tier.usage()
             metrics.tier_used_bytes.labels(tier.name).set(usage.nbytes)
             capacity_nbytes = math.inf if usage.capacity_nbytes is None else usage.capacity_nbytes
             metrics.tier_capacity_bytes.labels(tier.name).set(capacity_nbytes)
             metrics.tier_objects.labels(tier.name).set(residents.total())
+            metrics.demotion_queue.labels(tier.name).set(placement.demotion.waiting(rank))
         metrics.ready_bytes.set(placement.copies.memory.arena.ready_nbytes)
         metrics.huge_pages.set(huge_pages())
-        metrics.demotion_queue.set(placement.backlog.count)
         metrics.leases.set(self._leases.count())
         metrics.pinned_bytes.set(self._retention.pinned_nbytes)
         self.chunk_writes.collect()
@@ -392,10 +432,10 @@ class Store:
     async def load(self, tenants: Iterable[Tenant]) -> None:
         """Open the tiers and find what survived; make the buckets of the configuration."""
         began = time.monotonic()
-        tenants = list(tenants)
-        self.buckets.load(tenants)
-        self.rates.load(tenants)
-        self._retention.set_quotas({tenant.name: tenant.quota_nbytes for tenant in tenants})
+        self._tenants = {tenant.name: tenant for tenant in tenants}
+        self.buckets.load(self._tenants.values())
+        self.rates.load(self._tenants.values())
+        self._retention.set_quotas({name: tenant.quota_nbytes for name, tenant in self._tenants.items()})
         gc.disable()  # nothing of what is made here is garbage, and to look for it takes half the time
         try:
             survivors = Survivors(len(self._placement.copies.tiers))
@@ -417,7 +457,7 @@ class Store:
     def run(self, tasks: asyncio.TaskGroup) -> None:
         """Start what works in the background; it runs until `stop`."""
         self._placement.copies.start(tasks)
-        self._workers = self._placement.demotion.start(tasks, self._config.movers)
+        self._workers = self._placement.demotion.start(tasks)
         self._workers.append(tasks.create_task(self._expire_forever()))
         self._workers.append(tasks.create_task(self._expiry.run()))
         self._workers.append(tasks.create_task(self.keeper.run()))
@@ -430,7 +470,7 @@ class Store:
         """Write what is only in memory to the lower tiers, end the background work and close the tiers."""
         self._foreign.stop()
         self.chunk_writes.stop()
-        await self._placement.backlog.clear()
+        await self._placement.demotion.stop(self._config.stop_timeout)
         for worker in self._workers:
             worker.cancel()
         await self._placement.copies.wait_for_background()
@@ -514,7 +554,10 @@ class Store:
 
     async def _space(self, tenant: str, bucket: str, space: str) -> Space:
         """The space of a manifest that is stored in the bucket. Raises UnknownSpace."""
-        entry = self._index.get(tenant, bucket, str(ManifestKey(space)))
+        key = str(ManifestKey(space))
+        if self.may_find(tenant, bucket, key):
+            await self.find(tenant, bucket, key)
+        entry = self._index.get(tenant, bucket, key)
         if entry is None:
             raise UnknownSpace(
                 f"space {space[:8]} has no manifest in bucket {bucket!r}; first PUT it as kv/{space}/manifest.json"
@@ -543,6 +586,13 @@ class Store:
         """
         return self.rates.upload(tenant.name, partial(self._take_quota, tenant, evict=evict))
 
+    def _take_found(self, record: Record) -> None:
+        """Count an object that a shared tier has."""
+        tenant = self._tenants.get(record.tenant)
+        if tenant is None:
+            raise QuotaExceeded("there is no such tenant here")
+        self._take_quota(tenant, record.nbytes, evict=True)
+
     def _take_quota(self, tenant: Tenant, nbytes: int, *, evict: bool) -> None:
         """Count `nbytes` more for a tenant. Raises QuotaExceeded."""
         copies, room = self._placement.copies, self._placement.room
@@ -570,6 +620,7 @@ async def open_store(
     config: StoreConfig,
     metrics: Metrics,
     catalog: Path | None,
+    rules: Mapping[str, TierRules] = MappingProxyType({}),
 ) -> AsyncIterator[Store]:
     """A running store. Leaving the context writes what is only in memory to the lower tiers."""
     scrub_state = catalog.with_name("scrub.json") if catalog is not None else None
@@ -582,6 +633,7 @@ async def open_store(
         catalog=Catalog(catalog),
         scrub_state=scrub_state,
         owners=owners,
+        rules=rules,
     )
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -600,6 +652,14 @@ async def open_store(
 
 def _is_idle_chunk(entry: Entry) -> bool:
     return entry.leases == 0 and not entry.pinned and entry.record.key.startswith("kv/")
+
+
+def _written_through(lower: Sequence[Tier], rules: Mapping[str, TierRules]) -> Mapping[str, TierRules]:
+    """The rules with the first private tier written through."""
+    home = next((tier.name for tier in lower if not tier.shared), None)
+    if home is None:
+        return rules
+    return {**rules, home: dataclasses.replace(rules.get(home, TierRules()), write="through")}
 
 
 def _fastest(entry: Entry) -> int:

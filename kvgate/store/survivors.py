@@ -41,7 +41,7 @@ class Survivors:
             entry = entries.get(key)
             if entry is None:
                 entry = entries[key] = Entry(record, copy, only)
-                entry.settled = entry.current = True
+                entry.current = True
                 if key.endswith("/manifest.json"):
                     entry.pinned = key.startswith("kv/")
                 if record.attributes is not NO_ATTRIBUTES and TTL in record.attributes:

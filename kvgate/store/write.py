@@ -3,8 +3,9 @@
 Invariants
 1. Nothing of an upload is visible before `commit` returns or raises; then either the whole object is, or nothing.
 2. Quota, memory and files that an upload has taken are given back exactly once, however it ends.
-3. With `ack: disk`, the object is finished in a lower tier before it becomes visible, and published before `commit`
-   returns. The decision whether it may become visible is taken in one step with making it so.
+3. Where the home tier is written `through`, the object is finished there before it becomes visible, and published
+   before `commit` returns. The decision whether it may become visible is taken in one step with making it so. Other
+   tiers that are written through have it before `commit` returns, and it is taken back if one of them fails.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from kvgate.errors import (
     InvalidRequest,
     KVGateError,
     NoSuchBucket,
+    NotAdmitted,
     ObjectChanged,
     ObjectTooLarge,
     StoreFull,
@@ -90,6 +92,7 @@ class Write:
         self._lease: Lease | None = None  # the whole body, or the window through which it streams
         self._upload: Upload | None = None
         self._streams = False  # to a lower tier; it will have no copy in memory
+        self._below = MEMORY  # the rank of the lower tier that has it before it is visible, once that is known
         self._filled = 0  # bytes of the lease in use
         self._counted = 0  # bytes of the body that `advance` knows of
         self._quota_nbytes = 0
@@ -292,15 +295,15 @@ class Write:
     async def _stream_from_here(self) -> None:
         """Go on through a window into the first lower tier, with what has been received so far."""
         placement, tenant = self._placement, self._tenant.name
-        if not placement.copies.lower_ranks:
+        rank = self._stream_rank()
+        if rank is None:
             needed = self._filled + 1 if self._declared_nbytes is None else self._declared_nbytes
             if needed > placement.copies.memory.limit():
                 raise ObjectTooLarge(
-                    f"memory has {placement.copies.memory.limit()} bytes in all, and there is no disk tier"
+                    f"memory has {placement.copies.memory.limit()} bytes in all, and no lower tier takes this object"
                 )
-            raise StoreFull("memory is full of objects in use, and there is no lower tier")
-        self._streams = True
-        rank = placement.copies.lower_ranks[0]
+            raise StoreFull("memory is full of objects in use, and no lower tier takes this object")
+        self._streams, self._below = True, rank
         if self._lease is None:
             self._lease = await placement.room.reserve_window(tenant, self._config.window, self._config.memory_wait)
         window = self._lease
@@ -310,14 +313,18 @@ class Write:
             raise StoreFull(str(error)) from error
         await self._pass_on(self._upload, window)
 
+    def _stream_rank(self) -> int | None:
+        """The lower tier that an object goes to for which memory has no room."""
+        copies = self._placement.copies
+        record = Record(self._tenant.name, self._bucket, self._key, 0, 0, 0)
+        return next((rank for rank in copies.lower_ranks if copies.takes(rank, record)), None)
+
     async def _pass_on(self, upload: Upload, lease: Lease) -> None:
         """Write what the window holds to the lower tier. Raises StoreFull."""
         if self._filled:
             try:
                 if self._declared_nbytes is None:  # otherwise there has been room for all of it from the beginning
-                    await self._placement.room.make(
-                        self._placement.copies.lower_ranks[0], self._tenant.name, self._filled
-                    )
+                    await self._placement.room.make(self._below, self._tenant.name, self._filled)
                 await upload.write(lease, 0, self._filled)
             except TierFull as error:
                 raise StoreFull(str(error)) from error
@@ -351,21 +358,34 @@ class Write:
             if existing := self._check(record, precondition, restated):
                 await self._discard_below(entry, below)
                 return existing
+            planned = placement.demotion.plan(entry)
             self._make_visible(entry, space)
         except BaseException:
             await self._discard_below(entry, below)
             raise
-        if below is None:
-            placement.demotion.enqueue(entry)
-        elif error := await asyncio.shield(
-            placement.copies.spawn(placement.demotion.publish(entry, placement.copies.lower_ranks[0], below))
-        ):
-            self._retract(entry)
-            raise error
+        through = [rank for rank in planned if placement.copies.rules[rank].write == "through"]
+        if below is not None or through:
+            error = await asyncio.shield(placement.copies.spawn(self._write_through(entry, through, below)))
+            if error is not None:
+                self._retract(entry)
+                raise error
+        for rank in planned:
+            if rank not in through and entry.current and not entry.has_copy(rank):
+                placement.demotion.enqueue(entry, rank)
         return record
 
+    async def _write_through(self, entry: Entry, through: list[int], below: Copy | None) -> None:
+        """Publish the copy that was made below before the object was visible, and make the others."""
+        placement = self._placement
+        if below is not None:
+            await placement.mover.publish(entry, self._below, below)
+        for rank in through:
+            with contextlib.suppress(NotAdmitted):  # another gateway has its own body there, which is as good
+                await placement.mover.bring(entry, rank)
+            placement.copies.settle(entry, rank)
+
     async def _finish_below(self, entry: Entry) -> Copy | None:
-        """A finished, unpublished copy in the first lower tier, if the object has to have one before it is visible."""
+        """A finished, unpublished copy in the tier `_below`, if the object has to have one before it is visible."""
         lease = self._open_lease()
         if self._upload is not None:
             await self._pass_on(self._upload, lease)
@@ -374,18 +394,18 @@ class Write:
             return copy
         if lease.nbytes > self._filled:
             lease.trim(self._filled)
-        if self._config.ack == "disk" and self._placement.copies.lower_ranks:
+        copies = self._placement.copies
+        if copies.home is not None and copies.rules[copies.home].write == "through":
+            self._below = copies.home
             try:
-                return await self._placement.demotion.write(
-                    entry, self._placement.copies.lower_ranks[0], lease, self._digest.blocks
-                )
+                return await self._placement.mover.write(entry, self._below, lease, self._digest.blocks)
             except TierFull as error:
                 raise StoreFull(str(error)) from error
         return None
 
     async def _discard_below(self, entry: Entry, copy: Copy | None) -> None:
         if copy is not None:
-            tier = self._placement.copies.tiers[self._placement.copies.lower_ranks[0]]
+            tier = self._placement.copies.tiers[self._below]
             await asyncio.shield(self._placement.copies.spawn(tier.delete(entry.record, copy)))
 
     def _check(self, record: Record, precondition: Precondition | None, restated: Record | None) -> Record | None:
@@ -427,6 +447,7 @@ class Write:
             self._index.remove(entry)
             self._quota.give_back(entry.record.tenant, entry.record.nbytes)
             self._placement.copies.ghosts.note(entry.record, Fate.REFUSED_BY_TIER)
+        entry.waiting = 0
         self._placement.copies.drop(entry)
 
 

@@ -54,6 +54,10 @@ class TierRules:
     retry_after: Seconds = option(
         default=Seconds(1.0), help="how long a tier that is away is left alone before one operation tries it again"
     )
+    hedge_after: Seconds = option(
+        default=Seconds(0.25),
+        help="how long a read from here may bring nothing before the next tier that holds the object is read as well",
+    )
     journal: int = option(
         default=10_000,
         help="objects that may wait to be written here, also while the tier is away; the oldest beyond it are dropped "
@@ -64,7 +68,7 @@ class TierRules:
         for key, most in (("writers", 64), ("operations", 4096), ("failures", 1000), ("journal", 10_000_000)):
             if not 1 <= getattr(self, key) <= most:
                 raise ConfigError(f"{key}: expected 1 to {most}, got {getattr(self, key)}")
-        for key in ("timeout", "lookup_timeout", "retry_after", "min_rate", "in_flight"):
+        for key in ("timeout", "lookup_timeout", "retry_after", "hedge_after", "min_rate", "in_flight"):
             if getattr(self, key) <= 0:
                 raise ConfigError(f"{key}: expected more than 0, got {getattr(self, key):g}")
 

@@ -85,7 +85,7 @@ def settled(gateway: RunningGateway, *, used_nbytes: int, objects: int) -> None:
         found = (
             metrics['kvgate_tier_used_bytes{tier="host"}'],
             files(gateway),
-            metrics["kvgate_demotion_queue_objects"],
+            metrics['kvgate_demotion_queue_objects{tier="disk"}'],
         )
         if found[0] <= used_nbytes + 4096 * max(objects, 1) and found[1:] == (objects, 0):
             return

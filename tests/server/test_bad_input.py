@@ -57,7 +57,7 @@ def snapshot(gateway: RunningGateway) -> dict[str, Any]:
         "keys": keys,
         "quota": stats.nbytes,
         "used": {name: value for name, value in metrics.items() if name.startswith("kvgate_tier_used_bytes")},
-        "queue": metrics["kvgate_demotion_queue_objects"],
+        "queue": metrics['kvgate_demotion_queue_objects{tier="disk"}'],
         "leases": metrics["kvgate_leases"],
         "descriptors": gateway.descriptors(),
         "temporary": os.listdir(gateway.disk / "tmp"),

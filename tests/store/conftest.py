@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import functools
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -18,8 +20,10 @@ from kvgate.store.config import StoreConfig
 from kvgate.store.index import Entry
 from kvgate.store.retention import Change
 from kvgate.store.store import Store, open_store
+from kvgate.tiers.base import Tier
 from kvgate.tiers.disk import DiskConfig, DiskTier
 from kvgate.tiers.host import HostConfig, HostTier
+from kvgate.tiers.rules import TierRules
 
 MiB = 1 << 20
 ALPHA = Tenant("alpha", buckets=("bucket",))
@@ -78,24 +82,31 @@ async def fill(write: Any, body: bytes) -> None:
         at += len(view)
 
 
+@contextlib.asynccontextmanager
+async def open_store_in(
+    folder: Path,
+    memory_nbytes: int = 64 * MiB,
+    disk_nbytes: int | None = 256 * MiB,
+    tenants: tuple[Tenant, ...] = (ALPHA, BETA),
+    below: Sequence[Tier] = (),
+    rules: Mapping[str, TierRules] = MappingProxyType({}),
+    **options: Any,
+) -> AsyncIterator[Opened]:
+    """below: tiers under the disk, if there is one"""
+    memory = HostTier(HostConfig(capacity=Size(memory_nbytes), segment=Size(max(MiB, memory_nbytes // 16))))
+    disk = DiskTier(DiskConfig(path=folder / "disk", capacity=Size(disk_nbytes))) if disk_nbytes else None
+    metrics = Metrics()
+    catalog = folder / "disk" / "buckets.json" if disk else None
+    config = StoreConfig(**options)
+    lower = [disk, *below] if disk else below
+    async with open_store(
+        memory, lower, tenants, config=config, metrics=metrics, catalog=catalog, rules=rules
+    ) as store:
+        opened = Opened(store, memory, disk, metrics)
+        yield opened
+        await opened.store._placement.copies.wait_for_background()
+
+
 @pytest.fixture
 def open_test_store(tmp_path: Path) -> OpenStore:
-    @contextlib.asynccontextmanager
-    async def open_it(
-        memory_nbytes: int = 64 * MiB,
-        disk_nbytes: int | None = 256 * MiB,
-        tenants: tuple[Tenant, ...] = (ALPHA, BETA),
-        **options: Any,
-    ) -> AsyncIterator[Opened]:
-        memory = HostTier(HostConfig(capacity=Size(memory_nbytes), segment=Size(max(MiB, memory_nbytes // 16))))
-        disk = DiskTier(DiskConfig(path=tmp_path / "disk", capacity=Size(disk_nbytes))) if disk_nbytes else None
-        metrics = Metrics()
-        catalog = tmp_path / "disk" / "buckets.json" if disk else None
-        config = StoreConfig(**options)
-        lower = [disk] if disk else []
-        async with open_store(memory, lower, tenants, config=config, metrics=metrics, catalog=catalog) as store:
-            opened = Opened(store, memory, disk, metrics)
-            yield opened
-            await opened.store._placement.copies.wait_for_background()
-
-    return open_it
+    return functools.partial(open_store_in, tmp_path)

@@ -96,7 +96,7 @@ class CopyObjectInput:
 async def copy_object(context: Context, input: CopyObjectInput) -> Response:
     """Copy an object, which is leased meanwhile. The answer comes when the copy is there, or says why it is not."""
     tenant = context.tenant
-    with input.source.open(context) as read:
+    with await input.source.open(context) as read:
         source = read.record
         if input.tags is None and TAGGING in source.attributes:
             input.source.check_tags(context)

@@ -59,7 +59,7 @@ async def upload_part_copy(context: Context, input: UploadPartCopyInput) -> Resp
     multipart = context.store.multipart
     upload = multipart.get(context.tenant.name, input.bucket, input.key, input.upload_id)
     algorithm = PartChecksums.parse(upload.attributes).algorithm
-    with input.source.open(context) as read:
+    with await input.source.open(context) as read:
         start, stop = input.resolve(read.record.nbytes)
         async with await multipart.open_part(context.tenant, upload, input.number, stop - start) as write:
             attributes = await append_copy(write, read, start, stop, algorithm or STORES_OWN)
