@@ -15,18 +15,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import time
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
+from kvgate import plugins
+from kvgate.chunk.key import KV_PREFIX
 from kvgate.errors import CorruptCopy, KVGateError, TierError
 from kvgate.metrics import Metrics
-from kvgate.store.eviction.base import EvictionPolicy
 from kvgate.store.ghosts import Fate, Ghosts
 from kvgate.store.index import Entry, Index
 from kvgate.store.keys import Keys
 from kvgate.store.quota import Quota
 from kvgate.store.refusals import Refusals
-from kvgate.store.residents import Residents
+from kvgate.store.residents import Policy, Residents
+from kvgate.store.write_budget import WriteBudget
 from kvgate.tiers.base import Copy, Inspected, Record, Tier
 from kvgate.tiers.host import HostTier
 from kvgate.tiers.rules import TierRules
@@ -52,7 +55,7 @@ class Copies:
         lower: Sequence[Tier],
         index: Index,
         quota: Quota,
-        policy: Callable[[], EvictionPolicy[Entry]],
+        policy: Policy,
         metrics: Metrics,
         ghosts: Ghosts,
         rules: Mapping[str, TierRules],
@@ -67,7 +70,11 @@ class Copies:
         self.shared_ranks = tuple(rank for rank in self.lower_ranks if self.tiers[rank].shared)
         private = (rank for rank in self.lower_ranks if rank not in self.shared_ranks)
         self.home = next((rank for rank in private if self._writes(rank)), None)
-        self.residents = tuple(Residents(rank, policy) for rank in range(len(self.tiers)))
+        self.residents = tuple(
+            Residents(rank, _policy(tier_rules) or policy, tier.room, _budget(tier_rules))
+            for rank, (tier, tier_rules) in enumerate(zip(self.tiers, self.rules, strict=True))
+        )
+        self._remembering = tuple(residents for residents in self.residents if residents.remembers)
         self.leaving_nbytes = [0] * len(self.tiers)
         self.deletions: tuple[set[asyncio.Task[Exception | None]], ...] = tuple(set() for _ in self.tiers)
         self._index = index
@@ -110,19 +117,42 @@ class Copies:
 
     def add_copy(self, entry: Entry, rank: int, copy: Copy) -> None:
         """Note a complete copy."""
+        if not entry.has_copy(*range(len(self.tiers))):
+            for residents in self._remembering:  # the object is new: this is its first use
+                residents.note(entry)
         entry.set_copy(rank, copy)
         self.residents[rank].insert(entry)
 
-    def touch(self, entry: Entry) -> None:
-        """Note a use, in the eviction order of every tier that holds a copy."""
+    def touch(self, entry: Entry, own_leases: int = 0) -> None:
+        """Note a use, in the eviction order of every tier that holds a copy; the others may remember it.
+
+        A chunk that is leased has been matched, or is being read: this belongs to the same use. If it counted again,
+        the links of a chain would come into the order in which they are read.
+
+        own_leases: how many leases on it are the caller's
+        """
+        if entry.leases > own_leases and entry.record.key.startswith(KV_PREFIX):
+            return
         for rank, copy in enumerate(entry.copies):
             if copy is not None:
                 self.residents[rank].touch(entry)
+            elif self._remembering:
+                self.residents[rank].note(entry)
 
     def touch_all(self, tenant: str, entries: Sequence[Entry]) -> None:
-        """`touch` of many entries of one tenant, in order."""
+        """`touch` of many entries of one tenant, the links of a chain, head first."""
         for rank, residents in enumerate(self.residents):
-            residents.touch_all(tenant, [entry for entry in entries if entry.copies[rank] is not None])
+            there = [entry for entry in entries if entry.copies[rank] is not None]
+            residents.touch_all(tenant, there)
+            if residents.remembers and len(there) < len(entries):
+                for entry in reversed(entries):
+                    if entry.copies[rank] is None:
+                        residents.note(entry)
+
+    def arrange(self, tenant: str, entries: Sequence[Entry]) -> None:
+        """Have the links of a chain, head first, go tail first in every tier. Counts as no use."""
+        for residents in self.residents:
+            residents.arrange(tenant, entries)
 
     def repin(self, entry: Entry) -> None:
         """Note that the pin of an entry has changed, in the eviction order of every tier that holds a copy."""
@@ -245,6 +275,18 @@ class Copies:
                 await tier.delete(entry.record, copy)
         finally:
             self.leaving_nbytes[rank] -= entry.record.nbytes
+
+
+def _policy(rules: TierRules) -> Policy | None:
+    """The tier's own policy. Raises ConfigError."""
+    policy: Policy | None = plugins.load("kvgate.eviction", rules.eviction) if rules.eviction else None
+    return policy
+
+
+def _budget(rules: TierRules) -> WriteBudget | None:
+    if rules.write_budget is None:
+        return None
+    return WriteBudget(rules.write_budget, rules.write_burst, time.monotonic)
 
 
 async def _caught(work: Coroutine[Any, Any, T]) -> T | Exception:

@@ -34,7 +34,7 @@ class Loan:
     def touch(self) -> None:
         """Note the use of the object, in its order of eviction."""
         if self._entry is not None:
-            self._copies.touch(self._entry)
+            self._copies.touch(self._entry, own_leases=1)
 
     def end(self) -> None:
         """Let the object go. Idempotent."""

@@ -38,6 +38,7 @@ from kvgate.store import keeper
 from kvgate.store.batch_read import BatchRead
 from kvgate.store.buckets import Buckets
 from kvgate.store.catalog import Catalog
+from kvgate.store.chains import Chains
 from kvgate.store.chunk_writes import ChunkWrites
 from kvgate.store.config import StoreConfig
 from kvgate.store.copies import MEMORY, Copies
@@ -115,6 +116,7 @@ class Store:
         self._discovery = Discovery(copies, self._index, config.discovery, self._take_found, metrics, clock)
         self._foreign = ForeignClients(self._placement, self._index, config.prefetch, metrics)
         self._leases = LeaseTable(config.max_leases, clock, copies.lease_all, copies.unlease_all)
+        self._chains = Chains(self._index, copies.arrange, clock)
         self._matched: dict[str, tuple[int, int]] = {}
         self.multipart = Multipart(
             placement=self._placement,
@@ -318,6 +320,8 @@ class Store:
         self._matched[tenant] = (asked_before + asked, found_before + found)
         self._metrics.match_chunks.labels("hit").inc(found)
         self._metrics.match_chunks.labels("miss").inc(asked - found)
+        if found < asked:
+            self._chains.expect(tenant, bucket, space, hashes)
         copies = self._placement.copies
         tiers = tuple(tier.name for tier in copies.tiers)
         if not entries:
@@ -483,6 +487,7 @@ class Store:
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
             self._leases.expire()
+            self._chains.arrange_written()
             self.chunk_writes.expire()
             self.multipart.expire()
             self._foreign.expire()

@@ -5,8 +5,10 @@ from hypothesis import strategies as st
 
 from kvgate.store.cold import AGE_CLASS_BITS, Cold
 from kvgate.store.eviction.lru import LRU
+from kvgate.store.eviction.second_touch import SecondTouch
 from kvgate.store.index import Entry
 from kvgate.store.residents import Residents
+from kvgate.store.write_budget import WriteBudget
 from kvgate.tiers.base import Record
 
 
@@ -76,3 +78,56 @@ def test_survivors_go_by_age_and_before_all_that_has_been_used(ages_ms: list[int
     expected = sorted((e for e in entries if e not in used), key=lambda e: e.record.mtime_ms) + used
     assert names(residents) == [e.record.key for e in expected if e not in removed]
     assert residents.usage("t") == ((len(entries) - len(removed),) * 2 if entries else (0, 0))
+
+
+def test_of_a_chain_the_tail_goes_first_also_where_links_were_cold() -> None:
+    links = [entry(str(number), mtime_ms=number) for number in range(4)]
+    cold = Cold()
+    for each in links[1:3]:
+        cold.classes[0].append(each)
+    residents = residents_with(links[0], links[3])
+    residents.load("t", cold, 2, 2)
+    residents.touch_all("t", links)
+    assert names(residents) == ["3", "2", "1", "0"]
+
+
+def test_a_lower_tier_admits_what_its_policy_finds_worth_a_write() -> None:
+    room = [10]
+    residents = Residents(0, SecondTouch, lambda _: room[0])
+    first = entry("a", nbytes=5)
+    residents.note(first)
+    assert residents.admits(first) is None, "there is room"
+    room[0] = 4
+    assert residents.admits(first) == residents.admits(first) == "policy"
+    again = entry("a", nbytes=5)
+    residents.note(again)
+    assert residents.admits(again) is None, "the same object, written again, has come back"
+
+
+def test_what_is_evicted_may_come_back_and_what_is_deleted_is_forgotten() -> None:
+    residents = Residents(0, SecondTouch, lambda _: 0)
+    evicted, deleted = entry("evicted"), entry("deleted")
+    evicted.current = True
+    for each in (evicted, deleted):
+        residents.note(each)
+        residents.insert(each)
+        residents.remove(each)
+    for name, verdict in (("evicted", None), ("deleted", "policy")):
+        back = entry(name)
+        residents.note(back)
+        assert residents.admits(back) == verdict
+
+
+def test_a_spent_budget_refuses_all_but_what_is_pinned() -> None:
+    now = [0.0]
+    residents = Residents(0, LRU, budget=WriteBudget(86_400, 100, lambda: now[0]))
+    large = entry("large", nbytes=80)
+    assert residents.admits(large) is None
+    assert residents.admits(large) == "budget"
+    residents.return_budget(large)
+    assert residents.admits(large) is None
+    pinned = entry("pinned", nbytes=80)
+    pinned.pinned = True
+    assert residents.admits(pinned) is None
+    now[0] = 60.0
+    assert residents.admits(large) is None

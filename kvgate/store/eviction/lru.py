@@ -1,46 +1,34 @@
-"""Least recently used goes first."""
+"""Least recently used goes first, and of a chain that was used at once its tail."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator
-from typing import Generic, TypeVar
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
+
+from kvgate.store.eviction.fifo import FIFO
 
 K = TypeVar("K", bound=Hashable)
 
 
-class LRU(Generic[K]):
+class LRU(FIFO[K]):
     """See EvictionPolicy. Every operation is O(1)."""
-
-    def __init__(self) -> None:
-        self._order: OrderedDict[K, None] = OrderedDict()
-
-    def insert(self, key: K, nbytes: int) -> None:
-        """See EvictionPolicy."""
-        self._order[key] = None
 
     def touch(self, key: K) -> None:
         """See EvictionPolicy."""
         if key in self._order:
             self._order.move_to_end(key)
 
-    def touch_all(self, keys: Iterable[K]) -> list[K]:
+    def touch_all(self, keys: Sequence[K]) -> list[K]:
         """See EvictionPolicy."""
         move, unknown = self._order.move_to_end, []
-        for key in keys:
+        for key in reversed(keys):  # the tail becomes the oldest of them
             try:
                 move(key)
             except KeyError:
                 unknown.append(key)
+        unknown.reverse()
         return unknown
 
-    def remove(self, key: K) -> None:
+    def arrange(self, keys: Sequence[K]) -> None:
         """See EvictionPolicy."""
-        self._order.pop(key, None)
-
-    def victims(self) -> Iterator[K]:
-        """See EvictionPolicy."""
-        return iter(self._order)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._order
+        LRU.touch_all(self, keys)
