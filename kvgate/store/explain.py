@@ -1,12 +1,14 @@
 """Explain: where an object is, or why it is not here.
 
-What is asked is looked up among the tenant's own objects and ghosts alone. All methods run on the event loop, and
-change nothing: an object that is explained is not used, so that its place in the order of eviction stays.
+What is asked is looked up among the tenant's own objects and ghosts, and in the shared tiers where the index has none.
+All methods run on the event loop, and change nothing: an object that is explained is not used, so that its place in the
+order of eviction stays, and what a shared tier has is not taken over.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -17,13 +19,16 @@ from kvgate.errors import TierError, UnknownSpace
 from kvgate.store.copies import Copies
 from kvgate.store.ghosts import Fate
 from kvgate.store.index import Entry, Index
-from kvgate.tiers.base import Record
+from kvgate.tiers.base import Name, Record, SharedTier
 from kvgate.tiers.guarded import Guarded
 
 MAX_SPACES = 64
 """How many other spaces of a bucket are looked at."""
 
 _MAX_NEAREST = 3
+_MAX_SOUGHT = 256
+"""How many objects of one call are sought in shared tiers."""
+
 _TURN = 64
 """Objects explained before others have their turn."""
 
@@ -123,7 +128,8 @@ class Explain:
     async def objects(self, tenant: str, bucket: str, keys: Sequence[str]) -> list[Explanation]:
         """What is known of each of these objects, in their order. Raises NoSuchBucket."""
         created_ms = self._index.bucket(tenant, bucket).created_ms
-        spaces, away = self._spaces(tenant, bucket), self.away()
+        sought, unasked = await self._seek(tenant, bucket, keys)
+        spaces, away = self._spaces(tenant, bucket), sorted({*self.away(), *unasked})
         explanations = []
         for number, key in enumerate(keys):
             if number % _TURN == _TURN - 1:
@@ -131,6 +137,8 @@ class Explain:
             entry = self._index.get(tenant, bucket, key)
             if entry is not None:
                 explanations.append(self._present(entry, away))
+            elif key in sought:
+                explanations.append(_found(*sought[key]))
             else:
                 explanations.append(self._missing(tenant, bucket, key, created_ms, spaces, away))
         return explanations
@@ -153,6 +161,31 @@ class Explain:
                 )
         found.sort(key=lambda near: (len(near.differs), -near.chunks, near.space))
         return found[:_MAX_NEAREST]
+
+    async def _seek(
+        self, tenant: str, bucket: str, keys: Sequence[str]
+    ) -> tuple[dict[str, tuple[str, Record]], list[str]]:
+        """What shared tiers have of the first objects that are not known here; and those that could not be asked."""
+        found: dict[str, tuple[str, Record]] = {}
+        unasked: list[str] = []
+        missing = (
+            Name(tenant, bucket, key)
+            for key in dict.fromkeys(keys)
+            if self._copies.keys.is_shared(bucket, key) and self._index.get(tenant, bucket, key) is None
+        )
+        shared: list[SharedTier] = [tier for tier in self._copies.tiers if tier.shared]  # type: ignore[misc]
+        left = list(itertools.islice(missing, _MAX_SOUGHT)) if shared else []
+        for tier in shared:
+            if not left:
+                break
+            try:
+                records = await tier.lookup(left)
+            except TierError:
+                unasked.append(tier.name)
+                continue
+            found |= {record.key: (tier.name, record) for record in records if record is not None}
+            left = [name for name in left if name.key not in found]
+        return found, unasked
 
     def _present(self, entry: Entry, away: Sequence[str]) -> Explanation:
         record = entry.record
@@ -223,3 +256,14 @@ class Explain:
             return await self._find_space(tenant, bucket, space)
         except (UnknownSpace, TierError):
             return None
+
+
+def _found(tier: str, record: Record) -> Explanation:
+    return Explanation(
+        record.key,
+        PRESENT,
+        f"in the {tier} tier, where another gateway or an earlier run of this one has put it",
+        tiers=(tier,),
+        nbytes=record.nbytes,
+        modified_ms=record.mtime_ms,
+    )

@@ -19,7 +19,7 @@ from kvgate.store.config import StoreConfig
 from kvgate.store.explain import Explanation
 from kvgate.store.retention import Pin
 from kvgate.store.store import open_store
-from kvgate.tiers.base import Name, Record
+from kvgate.tiers.base import Name, Record, Tier
 from kvgate.tiers.fs import FsConfig, FsTier
 from kvgate.tiers.guarded import guarded
 from kvgate.tiers.host import HostConfig, HostTier
@@ -206,6 +206,31 @@ class FarFolder(FsTier):
         if not self.reachable:
             raise TierAway("the file system does not answer")
         return await super().lookup(names)
+
+
+async def test_what_another_gateway_has_put_into_a_shared_tier_is_present_and_stays_there(tmp_path: Path) -> None:
+    metrics = Metrics()
+
+    def tiers() -> tuple[HostTier, list[Tier]]:
+        folder = FsTier(FsConfig(path=tmp_path / "shared"))
+        return HostTier(HostConfig(capacity=Size(16 * MiB), segment=Size(MiB))), [guarded(folder, TierRules(), metrics)]
+
+    key, body = chunk(0)
+    options = {"config": StoreConfig(), "metrics": metrics, "catalog": None}
+    async with open_store(*tiers(), [ALPHA], **options) as store:
+        opened = Opened(store, store._placement.copies.memory, None, metrics)
+        await put_space(opened)
+        await opened.put(key, body)
+        await opened.put("opaque", b"body")
+        await opened.store.flush()
+    async with open_store(*tiers(), [ALPHA, BETA], **options) as store:
+        asked = [chunk(1)[0], key, "opaque"]
+        found = await store.explain.objects("alpha", "bucket", asked)
+        assert [each.status for each in found] == ["not-written", "present", "not-written"]
+        assert (found[1].tiers, found[1].nbytes) == (("fs",), len(body))
+        assert store._index.get("alpha", "bucket", key) is None, "nothing is taken over"
+        (found_by_beta,) = await store.explain.objects("beta", "bucket", [key])
+        assert found_by_beta.status == "not-written"
 
 
 async def test_what_lies_in_a_tier_that_is_away_or_may_lie_there_is_told_so(tmp_path: Path) -> None:
