@@ -250,6 +250,8 @@ class Store:
 
         Raises NoSuchBucket, NoSuchKey, ObjectChanged, StoreFull, TierError.
         """
+        if self.may_find(tenant.name, bucket, key):
+            await self.find(tenant.name, bucket, key)
         entry = self._entry(tenant.name, bucket, key)
         record = entry.record
         count = partial(self._quota.add, tenant.name)

@@ -1,7 +1,7 @@
 """One bit of one copy turns, on disk or in memory, and the object is read in every way that there is.
 
-On disk the bit is turned in the file, in memory through the memfd behind the gateway's arena. Whoever reads gets the
-right bytes or an error, never wrong bytes, and the gateway counts a corrupt copy.
+On disk, and in a folder that gateways share, the bit is turned in the file; in memory through the memfd behind the
+gateway's arena. Whoever reads gets the right bytes or an error, never wrong bytes, and a corrupt copy is counted.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def made(s3: Any, target: str, make: Callable[[], Any]) -> bytes | None:
         make()
     try:
         body: bytes = s3.get_object(Bucket=BUCKET, Key=target)["Body"].read()
-    except botocore.exceptions.ClientError:
+    except (botocore.exceptions.ClientError, botocore.exceptions.ResponseStreamingError):  # refused, or cut
         return REFUSED
     return body
 
@@ -178,9 +178,9 @@ WAYS: dict[Callable[[Object], Outcome], tuple[int, int]] = {
 # --- turning bits -----------------------------------------------------------------------------------------------------
 
 
-def flip_on_disk(each: Object, at: int, bit: int) -> None:
+def flip_in_a_file(root: Path, each: Object, at: int, bit: int) -> None:
     def found() -> Path | None:
-        for path in (each.gateway.disk / "objects").rglob("*"):
+        for path in root.rglob("*"):
             if path.is_file():
                 with path.open("rb") as file:
                     if file.read(DATA_START + 64) == each.body[: DATA_START + 64]:
@@ -218,54 +218,76 @@ def flip_in(fd: int, at: int, bit: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def stored() -> Iterator[tuple[RunningGateway, dict[str, list[Object]]]]:
-    """A gateway that has objects for every way and place: first in memory and on disk, then on disk alone."""
-    folder = Path(tempfile.mkdtemp(prefix="kvgate-"))  # short: a socket lies in it
-    config = default_config(folder)
-    config["listen"]["shm_socket"] = str(folder / "shm")
-    config["tiers"]["host"]["capacity"] = "512MiB"
-    gateway = RunningGateway(folder, config).start()
+def folder() -> Iterator[Path]:
+    """With a short name: sockets lie in it."""
+    made_here = Path(tempfile.mkdtemp(prefix="kvgate-"))
+    yield made_here
+    shutil.rmtree(made_here)
+
+
+@pytest.fixture(scope="module")
+def stored(folder: Path) -> Iterator[dict[str, list[Object]]]:
+    """Objects for every way and place: in memory and below it, on disk alone, and in a shared tier alone."""
+    started: list[RunningGateway] = []
+
+    def start(name: str, **below: Any) -> RunningGateway:
+        home = folder / name
+        home.mkdir()
+        config = default_config(home)
+        config["listen"]["shm_socket"] = str(home / "shm")
+        config["tiers"] = {"host": {"capacity": "512MiB"}, **below}
+        started.append(RunningGateway(home, config))
+        return started[-1].start()
+
     numbers = iter(range(1000))
-    objects = {
-        place: [Object(gateway, next(numbers)) for _ in range(ROUNDS * len(WAYS))] for place in ("memory", "disk")
-    }
-    try:
+
+    def put(gateway: RunningGateway) -> list[Object]:
+        objects = [Object(gateway, next(numbers)) for _ in range(ROUNDS * len(WAYS))]
         with client_of(gateway) as client:
             client.put(BUCKET, str(ManifestKey(SPACE.id)), SPACE.canonical_json())
-            for each in objects["disk"]:
-                client.put(BUCKET, each.key, each.body)
-            gateway.restart()
-        with client_of(gateway) as client:
-            for each in objects["memory"]:
+            for each in objects:
                 client.put(BUCKET, each.key, each.body)
         deadline = time.monotonic() + PATIENCE_S
-        while gateway.metrics()["kvgate_demotion_queue_objects"] and time.monotonic() < deadline:
+        while waiting(gateway) and time.monotonic() < deadline:
             time.sleep(0.05)
-        yield gateway, objects
+        return objects
+
+    try:
+        private = start("private", disk={"path": str(folder / "disk"), "capacity": "2GiB"})
+        shared = start("shared", fs={"path": str(folder / "fs")})
+        objects = {"disk": put(private), "fs": put(shared)}
+        for gateway in (private, shared):
+            gateway.restart()
+        yield {**objects, "host": put(private)}
     finally:
-        gateway.kill()
-        shutil.rmtree(folder)
+        for gateway in started:
+            gateway.kill()
 
 
-@pytest.mark.parametrize("place", ["memory", "disk"])
+def waiting(gateway: RunningGateway) -> float:
+    return sum(value for name, value in gateway.metrics().items() if name.startswith("kvgate_demotion_queue_objects"))
+
+
+@pytest.mark.parametrize("tier", ["host", "disk", "fs"])
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
 def test_a_bit_that_turns_is_never_read(
-    stored: tuple[RunningGateway, dict[str, list[Object]]], way: Callable[[Object], Outcome], place: str
+    stored: dict[str, list[Object]], folder: Path, way: Callable[[Object], Outcome], tier: str
 ) -> None:
-    gateway, objects = stored
-    flip, tier = (flip_in_memory, "host") if place == "memory" else (flip_on_disk, "disk")
     counter = f'kvgate_corrupt_copies_total{{tier="{tier}"}}'
     for _ in range(ROUNDS):
-        each = objects[place].pop()
+        each = stored[tier].pop()
         at, bit = random.randrange(*WAYS[way]), random.randrange(8)
-        flip(each, at, bit)
-        before = gateway.metrics().get(counter, 0)
+        if tier == "host":
+            flip_in_memory(each, at, bit)
+        else:
+            flip_in_a_file(folder / tier / "objects", each, at, bit)
+        before = each.gateway.metrics().get(counter, 0)
         read, expected = way(each)
         where = f"bit {bit} of byte {at}"
         assert read in (REFUSED, expected), f"{where}: wrong bytes were read"
-        assert gateway.metrics()[counter] == before + 1, f"{where}: no corrupt copy was counted"
-        if place == "memory":
+        assert each.gateway.metrics()[counter] == before + 1, f"{where}: no corrupt copy was counted"
+        if tier == "host":
             assert read == expected, f"{where}: the disk has a good copy"
         else:
             assert read is REFUSED
-            assert send(gateway, "GET", each.path)[0] == 404
+            assert send(each.gateway, "GET", each.path)[0] == 404
