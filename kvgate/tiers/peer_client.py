@@ -16,12 +16,14 @@ import msgpack
 
 from kvgate import __version__
 from kvgate.auth.sigv4 import EMPTY_SHA256, Credential, sign
-from kvgate.errors import CorruptCopy, GatewayError, NotInTier, TierAway, TierError
+from kvgate.chunk.own_name import PREFIX_NBYTES, check_own_name
+from kvgate.errors import CorruptCopy, GatewayError, InvalidChunk, NotInTier, TierAway, TierError
 from kvgate.http.connection import Connection
 from kvgate.http.deadline import Deadline
 from kvgate.http.endpoint import parse_endpoint
 from kvgate.http.pool import Pool
 from kvgate.memory.digest import verify_blocks
+from kvgate.memory.lease import slice_views
 from kvgate.messages import Headers
 from kvgate.tiers.base import Arrived, Name, Record
 from kvgate.tiers.peer_records import OBJECT, RECORDS, unpack_records
@@ -115,6 +117,8 @@ class PeerClient:
                     stop += len(view)
                 if not verify_blocks(views, at, stop, record.nbytes, found.blocks):
                     raise CorruptCopy(f"the bytes that {self.url} sent do not match their digest")
+                if not at:
+                    _check_own_name(record, views)
                 at = stop
 
     def close(self) -> None:
@@ -164,6 +168,15 @@ class PeerClient:
         target = f"{path}?{query}" if query else path
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         return _Request(method, "\r\n".join(lines).encode("ascii"), (memoryview(body),))
+
+
+def _check_own_name(record: Record, views: Sequence[memoryview]) -> None:
+    """Raises CorruptCopy for the beginning of a body that says itself that it is another object's."""
+    prefix = b"".join(slice_views(views, 0, min(record.nbytes, PREFIX_NBYTES)))
+    try:
+        check_own_name(record.key, prefix, record.nbytes)
+    except InvalidChunk as error:
+        raise CorruptCopy(f"a gateway sent another object: {error}") from error
 
 
 def _read(connection: Connection) -> bytes:

@@ -16,6 +16,7 @@ import pytest
 import trustme
 
 from kvgate.auth.sigv4 import Credential
+from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.client.sync import Client
 from kvgate.config import Seconds
 from kvgate.errors import ConfigError, CorruptCopy, NotAdmitted, NotInTier, TierAway, TierError
@@ -24,6 +25,7 @@ from kvgate.memory.digest import BLOCK_NBYTES, BlockDigest
 from kvgate.tiers.base import HERE, Name, Record
 from kvgate.tiers.peer import PeerConfig, PeerTier
 from kvgate.tiers.peer_records import pack_record
+from tests.client.chunks import SPACE, chunks
 from tests.client.peer import Peer, Server
 from tests.contracts.tier import SIZES, content, describe
 from tests.gateways import ALPHA, RunningGateway, default_config, free_port
@@ -487,6 +489,30 @@ async def test_bytes_that_are_not_the_object_are_never_taken_for_it(
     assert await tier.lookup([NAME]) == [RECORD]
     with pytest.raises(error):
         await get(tier, arena, RECORD)
+
+
+@pytest.mark.parametrize("kind", ["chunk", "manifest", "no chunk at all"])
+async def test_object_that_says_itself_that_it_is_another_one_is_not_taken(
+    peers: Peers, lie: Any, arena: Arena, kind: str
+) -> None:
+    """A gateway that mixes up its objects gives digests that agree."""
+    (hash_, right), (_, wrong) = chunks(b"salt", 2)
+    key = str(ChunkKey(SPACE.id, hash_.hex()))
+    if kind == "manifest":
+        key, right, wrong = str(ManifestKey(SPACE.id)), SPACE.canonical_json(), SPACE.canonical_json()[:-1] + b" }"
+    elif kind == "no chunk at all":
+        wrong = os.urandom(len(right))
+    for body, is_right in ((right, True), (wrong, False)):
+        record, blocks = describe(key, body)
+        told = [pack_record(record, blocks)]
+        serve = liar(lambda peer, body=body: peer.respond(body), lambda peer, told=told: answer(peer, told))
+        tier = await peers(lie(serve))
+        assert await tier.lookup([Name(*record[:3])]) == [record]
+        if is_right:
+            assert await get(tier, arena, record) == body
+        else:
+            with pytest.raises(CorruptCopy):
+                await get(tier, arena, record)
 
 
 async def test_bytes_that_follow_an_answer_are_not_taken_for_the_next_one(peers: Peers, lie: Any, arena: Arena) -> None:
