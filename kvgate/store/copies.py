@@ -26,6 +26,7 @@ from kvgate.metrics import Metrics
 from kvgate.store.ghosts import Fate, Ghosts
 from kvgate.store.index import Entry, Index
 from kvgate.store.keys import Keys
+from kvgate.store.known import Known
 from kvgate.store.quota import Quota
 from kvgate.store.refusals import Refusals
 from kvgate.store.residents import Policy, Residents
@@ -77,6 +78,8 @@ class Copies:
         self._remembering = tuple(residents for residents in self.residents if residents.remembers)
         self.leaving_nbytes = [0] * len(self.tiers)
         self.deletions: tuple[set[asyncio.Task[Exception | None]], ...] = tuple(set() for _ in self.tiers)
+        self.known: dict[int, Known] = {}
+        """By the ranks of shared tiers, where it is kept what they hold."""
         self._index = index
         self._quota = quota
         self._metrics = metrics
@@ -122,6 +125,8 @@ class Copies:
                 residents.note(entry)
         entry.set_copy(rank, copy)
         self.residents[rank].insert(entry)
+        if rank in self.known:
+            self.known[rank].note(entry.record)
 
     def touch(self, entry: Entry, own_leases: int = 0) -> None:
         """Note a use, in the eviction order of every tier that holds a copy; the others may remember it.
@@ -173,6 +178,8 @@ class Copies:
         if rank == MEMORY:
             self.memory.drop(copy)
             return []
+        if rank in self.known:
+            self.known[rank].forget(entry.record)
         self.leaving_nbytes[rank] += entry.record.nbytes
         task = self.spawn(self._delete(entry, rank, copy, aside=aside))
         self.deletions[rank].add(task)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 
 from kvgate.errors import NotAdmitted, NotInTier, TierAway, TierError
 from kvgate.metrics import Metrics
@@ -26,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_ATTEMPTS = 4
 _RETRY_S = 0.25
+_RESUMED_AT_ONCE = 1000
 
 
 class Demotion:
@@ -92,6 +94,17 @@ class Demotion:
                 and copies.takes(above, entry.record)
             ):
                 self.enqueue(entry, above)
+
+    async def resume(self, entries: Iterable[Entry]) -> None:
+        """Have what survived a restart written to the shared tiers that do not hold it, as far as the journals go."""
+        ranks = [rank for rank in self._copies.shared_ranks if self._copies.rules[rank].write in ("back", "through")]
+        for number, entry in enumerate(entries):
+            if number % _RESUMED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            for rank in ranks:
+                room = len(self._queues[rank]) < self._copies.rules[rank].journal
+                if entry.current and room and not entry.has_copy(rank) and self._copies.takes(rank, entry.record):
+                    self.enqueue(entry, rank)
 
     def waiting(self, rank: int) -> int:
         """How many entries wait for a tier."""

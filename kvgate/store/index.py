@@ -233,6 +233,10 @@ class Index:
         """
         self._buckets[tenant, bucket].update(entries)
 
+    def entries(self) -> list[Entry]:
+        """Every entry there is now."""
+        return [entry for objects in self._buckets.values() for entry in objects.values()]
+
     def objects(self, tenant: str, bucket: str) -> SortedDict:
         """The bucket's entries by key, in byte order. Raises NoSuchBucket."""
         try:

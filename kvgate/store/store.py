@@ -50,6 +50,7 @@ from kvgate.store.foreign import ForeignClients
 from kvgate.store.ghosts import Fate, Ghosts
 from kvgate.store.index import Entry, Index, Listing
 from kvgate.store.keeper import Keeper
+from kvgate.store.known import Known
 from kvgate.store.leases import LeaseTable
 from kvgate.store.loan import Loan
 from kvgate.store.local import Local
@@ -87,11 +88,13 @@ class Store:
         catalog: Catalog,
         scrub_state: Path | None = None,
         owners: Path | None = None,
+        known: Path | None = None,
         rules: Mapping[str, TierRules] = MappingProxyType({}),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         owners: the file of what owners ask to be remembered; without one it is, until the end
+        known:  the folder where it is kept what shared tiers hold; without one it is forgotten at the end
         rules:  by the name of the tier; the default ones for those that are not named
         """
         self._config = config
@@ -108,6 +111,10 @@ class Store:
         if config.ack == "disk":
             rules = _written_through(lower, rules)
         copies = Copies(memory, lower, self._index, self._quota, policy, metrics, Ghosts(config.ghosts), rules)
+        if known is not None:
+            for rank in copies.shared_ranks:
+                if not copies.tiers[rank].read_only:
+                    copies.known[rank] = Known(known / f"known-{copies.tiers[rank].name}.sqlite3", copies.spawn)
         self._retention.repin = copies.repin
         self._placement = Placement(copies, metrics, config)
         self._refusals = copies.refusals
@@ -447,6 +454,8 @@ class Store:
             survivors = Survivors(len(self._placement.copies.tiers))
             for rank, tier in enumerate(self._placement.copies.tiers):
                 await tier.start(partial(survivors.add, rank))
+                if rank in self._placement.copies.known:
+                    await self._placement.copies.known[rank].load(partial(survivors.add, rank))
                 shares = self._placement.copies.residents[rank].shares
                 shares.load(tier.name, tier.usage().capacity_nbytes, tenants)
             survivors.install(self._index, self._quota, self._placement.copies.residents)
@@ -458,6 +467,8 @@ class Store:
             gc.freeze()  # nor need it be looked at later
             gc.enable()
         heap.trim()
+        if self._placement.copies.known:
+            self._placement.copies.spawn(self._placement.demotion.resume(self._index.entries()))
         logger.info("store: open after %.2f s", time.monotonic() - began)
 
     def run(self, tasks: asyncio.TaskGroup) -> None:
@@ -482,6 +493,8 @@ class Store:
         await self._placement.copies.wait_for_background()
         for tier in self._placement.copies.tiers:
             await tier.close()
+        for known in self._placement.copies.known.values():
+            await asyncio.to_thread(known.close)
         self.buckets.close()
         self.keeper.close()
 
@@ -632,12 +645,14 @@ async def open_store(
     """A running store. Leaving the context writes what is only in memory to the lower tiers."""
     scrub_state = catalog.with_name("scrub.json") if catalog is not None else None
     owners = catalog.with_name("owners.sqlite3") if catalog is not None else None
+    known = catalog.parent if catalog is not None else None
     store = Store(
         memory,
         lower,
         config=config,
         metrics=metrics,
         catalog=Catalog(catalog),
+        known=known,
         scrub_state=scrub_state,
         owners=owners,
         rules=rules,

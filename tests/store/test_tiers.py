@@ -377,6 +377,49 @@ async def test_lookup_of_a_long_prompt_stops_at_its_first_gap(two_stores: Pair) 
     assert asked == 8
 
 
+async def test_restart_knows_what_the_shared_tier_holds(tmp_path: Path) -> None:
+    """Usage is what it was, also of what lies in the shared tier only, and of what another gateway wrote."""
+    async with open_store_in(tmp_path / "a", below=[shared(tmp_path)]) as opened:
+        await put_prompt(opened, 6)
+        await settled(opened)
+    async with open_store_in(tmp_path / "b", below=[shared(tmp_path)]) as opened:
+        await opened.store.match_anywhere("alpha", "bucket", SPACE.id, HASHES, 0.1)
+        await opened.put(lmcache_key(1), b"mine")
+        await settled(opened)
+        await forget_upper(opened, lmcache_key(1), "host", "disk")
+        used = opened.store._quota.used("alpha")
+        assert used == 6 * len(chunk(0)[1]) + 4
+    async with open_store_in(tmp_path / "b", below=[shared(tmp_path)]) as opened:
+        assert opened.store._quota.used("alpha") == used
+        assert opened.places(chunk(5)[0]) == opened.places(lmcache_key(1)) == ["fs"]
+        assert await opened.get(lmcache_key(1)) == b"mine"
+        assert await opened.store.delete("alpha", "bucket", lmcache_key(1))
+    async with open_store_in(tmp_path / "b", below=[shared(tmp_path)]) as opened:
+        assert opened.store._quota.used("alpha") == used - 4
+
+
+async def test_what_a_restart_cut_off_on_its_way_is_written_after_it(tmp_path: Path) -> None:
+    async with open_store_in(tmp_path / "a") as opened:
+        await put_prompt(opened, 4)
+        await opened.put("opaque", b"of one gateway")
+    async with open_store_in(tmp_path / "a", below=[shared(tmp_path)]) as opened:
+        await until(lambda: opened.places(chunk(3)[0]) == ["disk", "fs"])
+        assert opened.places("opaque") == ["disk"]
+
+
+async def test_file_of_what_is_known_can_be_lost_or_broken(tmp_path: Path) -> None:
+    async with open_store_in(tmp_path / "a", disk_nbytes=256 * MiB, below=[shared(tmp_path)]) as opened:
+        await put_prompt(opened, 2)
+        await settled(opened)
+        await forget_upper(opened, chunk(1)[0], "host", "disk")
+    (tmp_path / "a" / "disk" / "known-fs.sqlite3").write_bytes(b"no database" * 1000)
+    async with open_store_in(tmp_path / "a", below=[shared(tmp_path)]) as opened:
+        with pytest.raises(NoSuchKey):
+            opened.store.stat("alpha", "bucket", chunk(1)[0])
+        await opened.store.find("alpha", "bucket", chunk(1)[0])
+        assert await opened.get(chunk(1)[0]) == chunk(1)[1]
+
+
 async def test_view_of_a_discovered_body_is_whole(two_stores: Pair) -> None:
     body = os.urandom(6 * MiB + 9)
     await two_stores.first.put(lmcache_key(3), body)
