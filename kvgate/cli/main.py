@@ -17,7 +17,8 @@ from kvgate.errors import ConfigError, KVGateError
 VERBS = {
     "serve": "run the gateway",
     "ls": "list buckets, or the objects of one",
-    "stat": "say what one object is",
+    "stat": "say what one object is, or what you have of the gateway",
+    "tenants": "say what every tenant has of the gateway",
     "rm": "delete one object, or all under a prefix",
     "explain": "say where chunks or objects are, or why they are not here",
     "scrub": "say what the scrubber has found, or begin a pass",

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
-import os
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
+from kvgate.cli import operator
 from kvgate.cli.terminal import Progress, human_duration, human_size, printable
-from kvgate.errors import ConfigError, GatewayError, GatewayUnavailable
+from kvgate.errors import ConfigError
 
 DESCRIPTION = """\
 Say what the scrubber does and what its last pass found: copies whose bytes do not match their digest, copies that are
@@ -26,10 +24,8 @@ examples:
   kvgate scrub --json | jq .last
 """
 
-_DEFAULT_URL = "http://127.0.0.1:9001"
-_TIMEOUT_S = 10.0
+_PATH = "/scrub"
 _ASK_EVERY_S = 0.2
-_MAX_ANSWER_NBYTES = 1 << 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,17 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", action="store_true", help="begin a pass now")
     parser.add_argument("--wait", action="store_true", help="wait until the pass that goes on has ended")
     parser.add_argument("--json", action="store_true", help="print the whole report as one JSON object")
-    parser.add_argument(
-        "--admin-url",
-        default=os.environ.get("KVGATE_ADMIN_URL") or _DEFAULT_URL,
-        help=f"the operator's port (default: KVGATE_ADMIN_URL, else {_DEFAULT_URL})",
-    )
+    operator.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the report; with --wait 1 when the pass found bad copies."""
-    host, port = _address(options.admin_url)
-    report = _ask(host, port, "POST" if options.start else "GET")
+    host, port = operator.address_of(options.admin_url)
+    report = operator.ask(host, port, _PATH, "POST" if options.start else "GET")
     if options.start and report["state"] == "off":
         raise ConfigError("the scrubber is off: set store.scrub.rate")
     if options.wait:
@@ -57,40 +49,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print(report)
     return int(bool(options.wait and report["last"] and report["last"]["corrupt"] + report["last"]["gone"]))
-
-
-def _address(url: str) -> tuple[str, int]:
-    parts = urlsplit(url)
-    try:
-        port = parts.port
-    except ValueError:
-        port = None
-    if parts.scheme != "http" or not parts.hostname or port is None:
-        raise ConfigError(f"--admin-url: expected http://HOST:PORT, got {printable(url[:80])!r}")
-    return parts.hostname, port
-
-
-def _ask(host: str, port: int, method: str) -> dict[str, Any]:
-    """The report. Raises GatewayUnavailable, GatewayError."""
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-    try:
-        if method == "POST":
-            connection.request(method, "/scrub", b"{}", {"Content-Type": "application/json"})
-        else:
-            connection.request(method, "/scrub")
-        answer = connection.getresponse()
-        body = answer.read(_MAX_ANSWER_NBYTES)
-    except (OSError, http.client.HTTPException) as error:
-        raise GatewayUnavailable(f"no gateway answers at http://{host}:{port}: {error}") from error
-    finally:
-        connection.close()
-    try:
-        report = json.loads(body)
-    except ValueError:
-        report = None
-    if answer.status not in (200, 202, 409) or not isinstance(report, dict):
-        raise GatewayError(f"http://{host}:{port}/scrub answered {answer.status}", status=answer.status)
-    return report
 
 
 def _wait(host: str, port: int, report: dict[str, Any], *, started: bool) -> dict[str, Any]:
@@ -106,7 +64,7 @@ def _wait(host: str, port: int, report: dict[str, Any], *, started: bool) -> dic
                     f"{running['copies']} copies verified, {running['corrupt'] + running['gone']} bad"
                 )
             time.sleep(_ASK_EVERY_S)
-            report = _ask(host, port, "GET")
+            report = operator.ask(host, port, _PATH)
     finally:
         progress.end()
     return report

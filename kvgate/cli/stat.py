@@ -1,4 +1,4 @@
-"""`kvgate stat`: what one object is; of a chunk also which tokens of which model it holds."""
+"""`kvgate stat`: what one object is, of a chunk also which tokens of which model it holds; or what a tenant uses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kvgate.chunk.header import ChunkHeader
 from kvgate.chunk.key import ChunkKey, ManifestKey, parse_key
 from kvgate.chunk.safetensors import decode_header
 from kvgate.chunk.space import MAX_MANIFEST_NBYTES, Space
-from kvgate.cli import connection
+from kvgate.cli import connection, usage
 from kvgate.cli.address import Address, object_address
 from kvgate.cli.terminal import human_size, printable
 from kvgate.client.sync import Client
@@ -20,11 +20,13 @@ from kvgate.errors import GatewayError
 
 DESCRIPTION = """\
 Say what one object is. Of a chunk, a key kv/<space>/<hash>, the header is fetched too (its first 4,096 bytes) and the
-manifest of its space: which tokens, of which model, in which shape. The KV itself stays where it is.
+manifest of its space: which tokens, of which model, in which shape. The KV itself stays where it is. Without an object,
+say what the tenant of the key pair has in every tier, what it may have, and how often it was refused.
 """
 
 EXAMPLES = """\
 examples:
+  kvgate stat                                          what you have, and may have
   kvgate stat s3://chunks/report.txt
   kvgate stat s3://chunks/kv/<space>/<hash>            a chunk
   kvgate stat s3://chunks/kv/<space>/manifest.json     a space
@@ -36,7 +38,7 @@ _HEADER_NBYTES = 4096
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of this verb."""
-    parser.add_argument("address", type=object_address, metavar="s3://BUCKET/KEY", help="the object")
+    parser.add_argument("address", nargs="?", type=object_address, metavar="s3://BUCKET/KEY", help="the object")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     connection.add_arguments(parser)
 
@@ -44,12 +46,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print what the gateway and the object itself say."""
     with connection.connect(options) as client:
+        if options.address is None:
+            return _print_usage(client, as_json=options.json)
         facts = _facts(client, options.address)
     if options.json:
         print(json.dumps(facts, indent=2))
     else:
         print(printable(str(options.address)))
         _print(facts | {"nbytes": f"{facts['nbytes']} ({human_size(facts['nbytes'])})"})
+    return 0
+
+
+def _print_usage(client: Client, *, as_json: bool) -> int:
+    stats = asdict(client.stats())
+    if as_json:
+        print(json.dumps(stats, indent=2))
+    else:
+        usage.print_stats(stats, client.tenant().name)
     return 0
 
 

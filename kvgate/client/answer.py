@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from base64 import b64decode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NoReturn, TypeVar
@@ -159,15 +159,32 @@ def read_slice_written(answer: Answer) -> SliceWritten:
 def read_stats(answer: Answer) -> Stats:
     accept(answer, 200)
     fields = _unpacked(answer)
-    tiers = {name: _Fields(answer.status, usage) for name, usage in fields.one("tiers", dict).items()}
+    tiers, rates, refused = (
+        {name: _Fields(answer.status, usage) for name, usage in fields.one("tiers", dict).items()},
+        _Fields(answer.status, fields.one("rates", dict)),
+        _Fields(answer.status, fields.one("refused", dict)),
+    )
     return Stats(
         objects=fields.one("objects", int),
         nbytes=fields.one("nbytes", int),
         quota_nbytes=fields.one_or_none("quota_nbytes", int),
-        tiers={name: TierUsage(usage.one("objects", int), usage.one("nbytes", int)) for name, usage in tiers.items()},
+        tiers={name: _tier_usage(usage) for name, usage in tiers.items()},
         leases=fields.one("leases", int),
         match_chunks_asked=fields.one("match_chunks_asked", int),
         match_chunks_found=fields.one("match_chunks_found", int),
+        rates={name: rates.number_or_none(name) for name in rates},
+        refused={name: refused.one(name, int) for name in refused},
+    )
+
+
+def _tier_usage(usage: _Fields) -> TierUsage:
+    return TierUsage(
+        objects=usage.one("objects", int),
+        nbytes=usage.one("nbytes", int),
+        limit_nbytes=usage.one_or_none("limit_nbytes", int),
+        floor_nbytes=usage.one("floor_nbytes", int),
+        weight=usage.number("weight"),
+        fair_nbytes=usage.one_or_none("fair_nbytes", int),
     )
 
 
@@ -319,6 +336,16 @@ class _Fields:
     def number(self, name: str) -> float:
         value = self._members.get(name)
         return float(self.one(name, int)) if type(value) is int else self.one(name, float)
+
+    def number_or_none(self, name: str) -> float | None:
+        return None if self._members.get(name) is None else self.number(name)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, which are text."""
+        for name in self._members:
+            if not isinstance(name, str):
+                malformed(self._status, "a name is no text")
+            yield name
 
     def listed(self, name: str, kind: type[T]) -> list[T]:
         values = self.one(name, list)

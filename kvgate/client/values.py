@@ -132,17 +132,28 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class TierUsage:
-    """What one tenant has in one tier."""
+    """What one tenant has in one tier, and may have.
+
+    limit_nbytes: None without a limit
+    floor_nbytes: never evicted for another tenant's sake
+    fair_nbytes:  its part when every tenant wants as much as it can get; None where the tier has no size of its own
+    """
 
     objects: int
     nbytes: int
+    limit_nbytes: int | None
+    floor_nbytes: int
+    weight: float
+    fair_nbytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
     """A tenant's own numbers, since the gateway started where they count events.
 
-    nbytes: of each object once, however many tiers hold it
+    nbytes:  of each object once, however many tiers hold it
+    rates:   how many `requests`, `read_bytes` and `write_bytes` it may have a second; None without a limit
+    refused: how often it was refused, by what it was over
     """
 
     objects: int
@@ -152,6 +163,8 @@ class Stats:
     leases: int
     match_chunks_asked: int
     match_chunks_found: int
+    rates: Mapping[str, float | None]
+    refused: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The operator's listener: /metrics, /healthz, /readyz and /scrub.
+"""The operator's listener: /metrics, /healthz, /readyz, /tenants and /scrub.
 
 It asks for no credential. What changes something takes a body of JSON, which no page of another site can make a browser
 send unasked.
@@ -7,12 +7,14 @@ send unasked.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from kvgate.metrics import Metrics
 from kvgate.store.scrub import Scrubber
+from kvgate.store.values import TenantStats
 from kvgate.tiers.circuit import Health
 
 
@@ -22,11 +24,13 @@ def admin_app(
     ready: Callable[[], bool],
     healths: Callable[[], Mapping[str, Health | None]],
     scrubber: Scrubber,
+    tenants: Callable[[], Mapping[str, TenantStats]],
 ) -> web.Application:
     """The application of the admin port.
 
     collect: brings the gauges up to date before a scrape
     ready:   whether the gateway takes requests: not before it is open, and no more once it drains
+    tenants: what each has and may have, by its name
     healths: how the tiers are, the fastest first; None for one of the gateway's own
     """
 
@@ -41,6 +45,9 @@ def admin_app(
         """200 also while a shared tier is away: the gateway serves from the others, and says so here."""
         tiers = {name: _described(health) for name, health in healths().items()}
         return web.json_response({"ready": ready(), "tiers": tiers}, status=200 if ready() else 503)
+
+    async def get_tenants(_: web.Request) -> web.Response:
+        return web.json_response({"tenants": {name: asdict(stats) for name, stats in tenants().items()}})
 
     async def get_scrub(_: web.Request) -> web.Response:
         return web.json_response(scrubber.report())
@@ -58,6 +65,7 @@ def admin_app(
             web.get("/metrics", get_metrics),
             web.get("/healthz", get_healthz),
             web.get("/readyz", get_readyz),
+            web.get("/tenants", get_tenants),
             web.get("/scrub", get_scrub),
             web.post("/scrub", post_scrub),
         ]

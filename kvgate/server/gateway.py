@@ -38,6 +38,7 @@ from kvgate.server.http1.front import Listener, PlainFront
 from kvgate.server.listening import BACKLOG, listen_tcp, listening_unix
 from kvgate.server.shm.listener import EngineListener
 from kvgate.store.store import open_store
+from kvgate.store.values import TenantStats
 from kvgate.tiers.circuit import Health
 from kvgate.tiers.disk import DiskTier
 from kvgate.tiers.guarded import Guarded, guarded
@@ -148,7 +149,10 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         def healths() -> dict[str, Health | None]:
             return {tier.name: tier.health if isinstance(tier, Guarded) else None for tier in (memory, *lower)}
 
-        app = admin_app(metrics, collect, lambda: not draining.is_set(), healths, store.scrubber)
+        def stats() -> dict[str, TenantStats]:
+            return {tenant.name: store.stats(tenant) for tenant in tenants}
+
+        app = admin_app(metrics, collect, lambda: not draining.is_set(), healths, store.scrubber, stats)
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
         plain = PlainFront(handle, listen, metrics)
         stack.callback(plain.close)

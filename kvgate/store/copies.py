@@ -30,6 +30,7 @@ from kvgate.store.known import Known
 from kvgate.store.quota import Quota
 from kvgate.store.refusals import Refusals
 from kvgate.store.residents import Policy, Residents
+from kvgate.store.values import TierUsage
 from kvgate.store.write_budget import WriteBudget
 from kvgate.tiers.base import Copy, Inspected, Record, Tier
 from kvgate.tiers.host import HostTier
@@ -164,6 +165,13 @@ class Copies:
         for rank, copy in enumerate(entry.copies):
             if copy is not None:
                 self.residents[rank].repin(entry)
+
+    def usage(self, rank: int, tenant: str) -> TierUsage:
+        """What a tenant has in a tier, and may have."""
+        residents, capacity_nbytes = self.residents[rank], self.tiers[rank].usage().capacity_nbytes
+        share = residents.shares.of(tenant)
+        fair_nbytes = None if capacity_nbytes is None else residents.shares.fair_nbytes(tenant, capacity_nbytes)
+        return TierUsage(*residents.usage(tenant), share.limit_nbytes, share.floor_nbytes, share.weight, fair_nbytes)
 
     def drop_copy(self, entry: Entry, rank: int, *, aside: bool = False) -> list[asyncio.Task[Exception | None]]:
         """Forget the copy in one tier; the tasks that delete it. Memory needs none.

@@ -53,7 +53,7 @@ class RateLimit:
     """
 
     def __init__(self, reason: Reason, words: str, refusals: Refusals, clock: Callable[[], float]) -> None:
-        self._reason, self._words = reason, words
+        self.reason, self._words = reason, words
         self._refusals = refusals
         self._clock = clock
         self._buckets: dict[str, TokenBucket] = {}
@@ -75,7 +75,7 @@ class RateLimit:
             return
         wait_s = bucket.wait_s(self._clock())
         if wait_s > 0:
-            self._refusals.note(tenant, self._reason)
+            self._refusals.note(tenant, self.reason)
             seconds = max(1, math.ceil(wait_s))
             raise RateLimited(
                 f"the tenant is over its rate of {bucket.rate:g} {self._words} a second; try again in {seconds} s",
@@ -120,6 +120,10 @@ class Rates:
             begun = True
 
         return take
+
+    def of(self, tenant: str) -> dict[str, float | None]:
+        """How many requests, bytes read and bytes written a tenant may have a second; None without a limit."""
+        return {limit.reason: limit.rate(tenant) for limit in (self.requests, self.read, self.write)}
 
     def load(self, tenants: Iterable[Tenant]) -> None:
         """Take the limits of the configuration."""

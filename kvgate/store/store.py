@@ -63,7 +63,7 @@ from kvgate.store.retention import Retention
 from kvgate.store.scrub import Scrubber
 from kvgate.store.spaces import Spaces, parse_any_key
 from kvgate.store.survivors import Survivors
-from kvgate.store.values import Match, TenantStats, TierUsage
+from kvgate.store.values import Match, TenantStats
 from kvgate.store.write import Precondition, Write
 from kvgate.tiers.base import Name, Record, Tier
 from kvgate.tiers.host import HostTier
@@ -403,8 +403,7 @@ class Store:
     def stats(self, tenant: Tenant) -> TenantStats:
         """The tenant's own numbers."""
         self._leases.expire()
-        placement = self._placement
-        usages = [residents.usage(tenant.name) for residents in placement.copies.residents]
+        copies = self._placement.copies
         asked, found = self._matched.get(tenant.name, (0, 0))
         return TenantStats(
             objects=sum(
@@ -412,10 +411,12 @@ class Store:
             ),
             nbytes=self._quota.used(tenant.name),
             quota_nbytes=tenant.quota_nbytes,
-            tiers={tier.name: TierUsage(*usage) for tier, usage in zip(placement.copies.tiers, usages, strict=True)},
+            tiers={tier.name: copies.usage(rank, tenant.name) for rank, tier in enumerate(copies.tiers)},
             leases=self._leases.count(tenant.name),
             match_chunks_asked=asked,
             match_chunks_found=found,
+            rates=self.rates.of(tenant.name),
+            refused=self._refusals.of(tenant.name),
         )
 
     # --- the gateway's own --------------------------------------------------------------------------------------------

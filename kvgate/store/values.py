@@ -23,15 +23,27 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class TierUsage:
-    """What a tenant has in one tier."""
+    """What a tenant has in one tier, and may have: see `store/shares.py`.
+
+    limit_nbytes: None without a limit
+    fair_nbytes:  its part when every tenant wants as much as it can get; None where the tier has no capacity of its own
+    """
 
     objects: int
     nbytes: int
+    limit_nbytes: int | None
+    floor_nbytes: int
+    weight: float
+    fair_nbytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class TenantStats:
-    """A tenant's own numbers. `nbytes` counts each object once, uploads in flight included."""
+    """A tenant's own numbers. `nbytes` counts each object once, uploads in flight included.
+
+    rates:   how many requests, bytes read and bytes written it may have a second; None without a limit
+    refused: how often it was refused since the gateway started, by what it was over
+    """
 
     objects: int
     nbytes: int
@@ -40,6 +52,8 @@ class TenantStats:
     leases: int
     match_chunks_asked: int
     match_chunks_found: int
+    rates: dict[str, float | None]
+    refused: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def test_version(kvgate: Kvgate) -> None:
     assert kvgate("--version").stdout == f"kvgate {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["sever"], ["serve", "--prot", "1"], ["ls", "a", "b"], ["stat"]])
+@pytest.mark.parametrize("arguments", [[], ["sever"], ["serve", "--prot", "1"], ["ls", "a", "b"], ["rm"]])
 def test_a_command_line_that_cannot_be_used_exits_with_2_and_the_usage(kvgate: Kvgate, arguments: list[str]) -> None:
     answer = kvgate(*arguments)
     assert answer.returncode == 2

@@ -112,10 +112,21 @@ async def test_stats_are_the_tenants_own(open_api) -> None:
             "objects": 3,
             "nbytes": used,
             "quota_nbytes": 100 << 20,
-            "tiers": {"host": {"objects": 3, "nbytes": used}},
+            "tiers": {
+                "host": {
+                    "objects": 3,
+                    "nbytes": used,
+                    "limit_nbytes": None,
+                    "floor_nbytes": 0,
+                    "weight": 1.0,
+                    "fair_nbytes": opened.store.stats(opened.tenants["beta"]).tiers["host"].fair_nbytes,
+                }
+            },
             "leases": 1,
             "match_chunks_asked": 2,
             "match_chunks_found": 1,
+            "rates": {"requests": None, "read_bytes": None, "write_bytes": None},
+            "refused": dict.fromkeys(("requests", "read_bytes", "write_bytes", "quota", "tier_limit"), 0),
         }
         other = (await opened.ask(STATS, tenant="beta", packed=True))[1]
         assert (other["objects"], other["nbytes"], other["quota_nbytes"], other["leases"]) == (0, 0, None, 0)
