@@ -115,7 +115,9 @@ class Residents:
         if entry.pin:
             return None
         self._add(record.tenant, 0, 0)
-        if not self._orders[record.tenant].admit(entry, full=record.nbytes > self._room(record.tenant)):
+        over_limit = self.shares.excess(record.tenant, self._nbytes[record.tenant], record.nbytes) > 0
+        full = over_limit or record.nbytes > self._room(record.tenant)
+        if not self._orders[record.tenant].admit(entry, full=full):
             return "policy"
         if self._budget is not None and not self._budget.take(record.nbytes):
             return "budget"
