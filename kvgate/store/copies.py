@@ -266,7 +266,8 @@ class Copies:
         if entry.current and not any(copy is not None for copy in entry.copies):
             self._index.remove(entry)
             self._quota.give_back(entry.record.tenant, entry.record.nbytes)
-            self.ghosts.note(entry.record, fate, self.tiers[rank].name)
+            if not (fate is Fate.NOT_WRITTEN_BACK and self.ghosts.was_refused_by_a_tier(entry.record)):
+                self.ghosts.note(entry.record, fate, self.tiers[rank].name)
 
     def drop_bad_copy(self, entry: Entry, rank: int, copy: Copy, error: TierError) -> None:
         """Drop a copy that a read found to be wrong or gone, unless that has happened already."""

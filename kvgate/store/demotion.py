@@ -19,6 +19,7 @@ from kvgate.errors import NotAdmitted, NotInTier, TierAway, TierError
 from kvgate.metrics import Metrics
 from kvgate.store.backlog import Backlog
 from kvgate.store.copies import Copies
+from kvgate.store.ghosts import Fate
 from kvgate.store.index import Entry
 from kvgate.store.mover import Mover
 from kvgate.store.write_queue import WriteQueue
@@ -153,6 +154,7 @@ class Demotion:
                 return
             except NotAdmitted:
                 self._metrics.not_admitted.labels(copies.tiers[rank].name, "other body").inc()
+                copies.ghosts.note(entry.record, Fate.REFUSED_BY_ADMISSION, copies.tiers[rank].name)
                 return
             except TierError as error:
                 attempt += 1

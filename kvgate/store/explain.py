@@ -49,7 +49,7 @@ _WORDS = {
     Fate.GONE: "the last copy was not in the {tier} tier any more",
     Fate.REPLACED: "another body took its key",
     Fate.REFUSED_BY_QUOTA: "refused: the tenant's quota had no room for it",
-    Fate.REFUSED_BY_ADMISSION: "refused by the rules of a tier",
+    Fate.REFUSED_BY_ADMISSION: "the rules of the {tier} tier did not take it, and it left memory",
     Fate.REFUSED_NO_ROOM: "refused: no tier had room for it at that moment",
     Fate.REFUSED_TOO_LARGE: "refused: it is larger than what is accepted",
     Fate.REFUSED_SPACE: "refused: the bucket had no usable manifest of its space",
@@ -109,13 +109,15 @@ class Explain:
         """
         expiry:     when an object ends, in ms since the epoch, and by which rule; None for never
         find_space: the space of a manifest that a tenant's bucket holds. Raises UnknownSpace, TierError
-        policy:     the name of the eviction policy
+        policy:     the name of the eviction policy of tiers that have none of their own
         """
         self._index = index
         self._copies = copies
         self._find_space = find_space
         self._expiry = expiry
-        self._policy = policy
+        self._policies = {
+            tier.name: rules.eviction or policy for tier, rules in zip(copies.tiers, copies.rules, strict=True)
+        }
 
     def since_ms(self, tenant: str) -> int:
         """The time, in ms since the epoch, from which on everything of this tenant is remembered."""
@@ -223,7 +225,8 @@ class Explain:
             words = f"not known here; it may lie in a tier that is away: {', '.join(away)}"
             return Explanation(key, TIER_AWAY, words, tier=away[0], elsewhere=elsewhere)
         if ghost is not None:
-            words = _WORDS[ghost.fate].format(tier=ghost.tier, policy=self._policy)
+            policy = self._policies.get(ghost.tier, "")
+            words = _WORDS[ghost.fate].format(tier=ghost.tier, policy=policy)
             status = ghost.fate.name.lower().replace("_", "-")
             return Explanation(key, status, words, tier=ghost.tier, at_ms=ghost.at_ms, elsewhere=elsewhere)
         if created_ms > ghosts.since_ms(tenant):

@@ -65,6 +65,7 @@ class Fate(enum.IntEnum):
     """Another body has its key."""
     REFUSED_BY_QUOTA = 20
     REFUSED_BY_ADMISSION = 21
+    """The rules of a tier did not take it, so that it was in memory only; said also after it has left that."""
     REFUSED_NO_ROOM = 22
     REFUSED_TOO_LARGE = 23
     REFUSED_SPACE = 24
@@ -145,6 +146,11 @@ class Ghosts:
         mask = (1 << _BITS) - 1
         tier = self._tiers[(packed >> _BITS) & mask]
         return Ghost(Fate(packed & mask), (packed >> 2 * _BITS) * 1000, tier)
+
+    def was_refused_by_a_tier(self, record: Record) -> bool:
+        """Whether the last thing that became of this version of an object is that a tier's rules did not take it."""
+        ghost = self.find(record.tenant, record.bucket, record.key)
+        return ghost is not None and ghost.fate == Fate.REFUSED_BY_ADMISSION and ghost.at_ms + 1000 > record.mtime_ms
 
     def since_ms(self, tenant: str) -> int:
         """The time, in ms since the epoch, from which on everything of this tenant is remembered."""

@@ -183,10 +183,9 @@ class Scrubber:
     # --- the passes ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Make a pass again and again, until cancelled."""
+        """Make a pass again and again, until cancelled. After `load`."""
         if not self._config.rate:
             return
-        await self._load()
         try:
             while True:
                 await self._wait_until_due()
@@ -379,7 +378,8 @@ class Scrubber:
 
     # --- what survives ------------------------------------------------------------------------------------------------
 
-    async def _load(self) -> None:
+    async def load(self) -> None:
+        """Take over what an earlier run has kept."""
         if self._state is None:
             return
         try:

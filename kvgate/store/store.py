@@ -470,6 +470,7 @@ class Store:
         heap.trim()
         if self._placement.copies.known:
             self._placement.copies.spawn(self._placement.demotion.resume(self._index.entries()))
+        await self.scrubber.load()
         logger.info("store: open after %.2f s", time.monotonic() - began)
 
     def run(self, tasks: asyncio.TaskGroup) -> None:

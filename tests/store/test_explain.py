@@ -17,6 +17,7 @@ from kvgate.errors import NoSuchBucket, NoSuchKey, ObjectTooLarge, QuotaExceeded
 from kvgate.metrics import Metrics
 from kvgate.store.config import StoreConfig
 from kvgate.store.explain import Explanation
+from kvgate.store.ghosts import Fate
 from kvgate.store.retention import Pin
 from kvgate.store.store import open_store
 from kvgate.tiers.base import Name, Record, Tier
@@ -92,6 +93,16 @@ async def test_an_object_evicted_from_the_last_tier_is_told_with_tier_time_and_p
         assert "lru" in found.reason
 
 
+async def test_the_policy_that_is_named_is_that_of_the_tier(open_test_store: OpenStore) -> None:
+    rules = {"host": TierRules(eviction="s3-fifo")}
+    async with open_test_store(memory_nbytes=16 * MiB, disk_nbytes=None, rules=rules) as opened:
+        for number in range(20):
+            await opened.put(f"k{number:02}", bytes(MiB))
+        reasons = [(await explain(opened, f"k{number:02}")).reason for number in range(20)]
+        assert any("s3-fifo" in reason for reason in reasons)
+        assert not any("lru" in reason for reason in reasons)
+
+
 async def test_memory_alone_evicts_too(open_test_store: OpenStore) -> None:
     async with open_test_store(memory_nbytes=16 * MiB, disk_nbytes=None) as opened:
         for number in range(20):
@@ -110,6 +121,20 @@ async def test_what_no_lower_tier_could_take_was_not_written_back(open_test_stor
             await opened.store.flush()
         found = await explain(opened, "big")
         assert (found.status, found.tier) == ("not-written-back", "host")
+
+
+async def test_what_a_tier_did_not_admit_is_told_so_also_when_it_has_left_memory(open_test_store: OpenStore) -> None:
+    async with open_test_store(memory_nbytes=16 * MiB, disk_nbytes=2 * MiB) as opened:
+        await opened.put("big", bytes(3 * MiB))
+        await opened.store.flush()
+        record = opened.store.stat("alpha", "bucket", "big")
+        opened.store._placement.copies.ghosts.note(record, Fate.REFUSED_BY_ADMISSION, "disk")
+        assert (await explain(opened, "big")).status == "present"
+        for number in range(20):
+            await opened.put(f"k{number:02}", bytes(MiB))
+            await opened.store.flush()
+        found = await explain(opened, "big")
+        assert (found.status, found.tier) == ("refused-by-admission", "disk")
 
 
 async def test_a_chunk_that_made_room_within_the_quota_is_told_so(open_test_store: OpenStore) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 from kvgate.config import Seconds, Size
 from kvgate.errors import NoSuchKey
 from kvgate.store.scrub import Scrubber, ScrubConfig
+from kvgate.tiers.base import HERE
+from kvgate.tiers.fs import FsConfig, FsTier
+from tests.chunks import SPACE, chunk
 from tests.store.conftest import MiB, Opened, OpenStore
 
 FAST = ScrubConfig(rate=Size(1 << 40), interval=Seconds(0))
@@ -107,6 +111,33 @@ async def test_a_bad_file_without_another_copy_is_a_miss(open_test_store: OpenSt
         (explained,) = await opened.store.explain.objects("alpha", "bucket", ["k"])
         assert (explained.status, explained.tier) == ("corrupt", "disk")
         assert opened.disk.kept_aside()[0] == 1
+
+
+async def test_a_bad_file_is_written_anew_from_a_shared_tier_which_is_not_read_otherwise(
+    open_test_store: OpenStore, tmp_path: Path
+) -> None:
+    def shared() -> FsTier:
+        return FsTier(FsConfig(path=tmp_path / "fs"))
+
+    key, body = chunk(0)
+    async with open_test_store(below=[shared()]) as opened:
+        await opened.put(f"kv/{SPACE.id}/manifest.json", SPACE.canonical_json())
+        await opened.put(key, body)
+        await opened.store.flush()
+    async with open_test_store(scrub=FAST, below=[shared()]) as opened:
+        await opened.store.find("alpha", "bucket", key)
+        entry = opened.store._index.get("alpha", "bucket", key)
+        opened.store._placement.copies.add_copy(entry, 2, HERE)
+        flip(file_of(opened, key))
+        assert opened.store.scrubber.report()["tiers"] == ["host", "disk"]
+        found = await scrubbed(opened)
+        assert (found["copies"], found["corrupt"], found["repaired"]) == (1, 1, 1)
+        assert file_of(opened, key).read_bytes()[: len(body)] == body
+    async with open_test_store(scrub=replace(FAST, shared=True), below=[shared()]) as opened:
+        entry = opened.store._index.get("alpha", "bucket", key)
+        opened.store._placement.copies.add_copy(entry, 2, HERE)
+        found = await scrubbed(opened)
+        assert found["copies"] == 3
 
 
 async def test_a_file_that_is_gone_is_found_and_written_anew(open_test_store: OpenStore) -> None:
