@@ -15,7 +15,6 @@ import pytest
 from kvgate.config import Seconds, Size
 from kvgate.errors import NoSuchKey
 from kvgate.store.scrub import Scrubber, ScrubConfig
-from kvgate.tiers.base import HERE
 from kvgate.tiers.fs import FsConfig, FsTier
 from tests.chunks import SPACE, chunk
 from tests.store.conftest import MiB, Opened, OpenStore
@@ -125,19 +124,16 @@ async def test_a_bad_file_is_written_anew_from_a_shared_tier_which_is_not_read_o
         await opened.put(key, body)
         await opened.store.flush()
     async with open_test_store(scrub=FAST, below=[shared()]) as opened:
-        await opened.store.find("alpha", "bucket", key)
-        entry = opened.store._index.get("alpha", "bucket", key)
-        opened.store._placement.copies.add_copy(entry, 2, HERE)
+        assert opened.places(key) == ["disk", "fs"]
         flip(file_of(opened, key))
         assert opened.store.scrubber.report()["tiers"] == ["host", "disk"]
         found = await scrubbed(opened)
-        assert (found["copies"], found["corrupt"], found["repaired"]) == (1, 1, 1)
+        assert (found["copies"], found["corrupt"], found["repaired"]) == (1, 1, 1), "the manifest was good"
+        assert opened.sample("kvgate_scrub_copies_total", tier="fs", result="good") == 0
         assert file_of(opened, key).read_bytes()[: len(body)] == body
     async with open_test_store(scrub=replace(FAST, shared=True), below=[shared()]) as opened:
-        entry = opened.store._index.get("alpha", "bucket", key)
-        opened.store._placement.copies.add_copy(entry, 2, HERE)
-        found = await scrubbed(opened)
-        assert found["copies"] == 3
+        await scrubbed(opened)
+        assert opened.sample("kvgate_scrub_copies_total", tier="fs", result="good") == 2
 
 
 async def test_a_file_that_is_gone_is_found_and_written_anew(open_test_store: OpenStore) -> None:
