@@ -77,6 +77,10 @@ class Copies:
             for rank, (tier, tier_rules) in enumerate(zip(self.tiers, self.rules, strict=True))
         )
         self._remembering = tuple(residents for residents in self.residents if residents.remembers)
+        self.selective = any(
+            self.residents[rank].remembers or self.rules[rank].write_budget is not None for rank in self.lower_ranks
+        )
+        """Whether a lower tier may refuse what it took at another time."""
         self.leaving_nbytes = [0] * len(self.tiers)
         self.deletions: tuple[set[asyncio.Task[Exception | None]], ...] = tuple(set() for _ in self.tiers)
         self.known: dict[int, Known] = {}

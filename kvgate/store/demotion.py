@@ -4,7 +4,9 @@ Invariants
 1. An entry waits for a tier (`Entry.waiting`) exactly while the tier's queue holds it, or from the decision to write it
    on the way of a PUT until that has ended.
 2. What a private tier is to get is never given up for lack of room elsewhere: the queue is bounded by the tier above.
-3. What a shared tier is to get waits in a bounded journal, also while the tier is away. What falls out of that is
+3. Nothing is written in the background that the tier's policy or write budget does not admit. What was refused is
+   asked for again when it is used.
+4. What a shared tier is to get waits in a bounded journal, also while the tier is away. What falls out of that is
    counted.
 """
 
@@ -18,7 +20,7 @@ from collections.abc import Iterable
 from kvgate.errors import NotAdmitted, NotInTier, TierAway, TierError
 from kvgate.metrics import Metrics
 from kvgate.store.backlog import Backlog
-from kvgate.store.copies import Copies
+from kvgate.store.copies import MEMORY, Copies
 from kvgate.store.ghosts import Fate
 from kvgate.store.index import Entry
 from kvgate.store.mover import Mover
@@ -56,31 +58,45 @@ class Demotion:
     def plan(self, entry: Entry) -> list[int]:
         """The lower tiers that a new object is to be written to at once, which it waits for from now on."""
         copies = self._copies
-        ranks = [
-            rank
-            for rank in copies.lower_ranks
-            if copies.rules[rank].write in ("back", "through") and copies.takes(rank, entry.record)
-        ]
-        for rank in ranks:
-            copies.wait_for(entry, rank)
+        ranks = []
+        for rank in copies.lower_ranks:
+            if copies.rules[rank].write in ("back", "through") and copies.takes(rank, entry.record):
+                copies.wait_for(entry, rank)
+                ranks.append(rank)
         return ranks
 
-    def enqueue(self, entry: Entry, rank: int) -> None:
-        """Have an entry written to a lower tier in the background."""
+    def offer(self, entries: Iterable[Entry]) -> None:
+        """Have those written down of which only memory has a copy and which are admitted by now; they are in use."""
+        for entry in entries:
+            if entry.waiting or self._copies.fastest(entry) != MEMORY or entry.has_copy(*self._copies.lower_ranks):
+                continue
+            for rank in self._copies.lower_ranks:
+                if self._copies.rules[rank].write == "back" and self._copies.takes(rank, entry.record):
+                    self.enqueue(entry, rank)
+
+    def enqueue(self, entry: Entry, rank: int) -> bool:
+        """Have an entry written to a lower tier in the background; False when that does not admit it."""
+        refusal = self._copies.residents[rank].admits(entry)
+        if refusal is not None:
+            name = self._copies.tiers[rank].name
+            self._metrics.not_admitted.labels(name, refusal).inc()
+            self._copies.ghosts.note(entry.record, Fate.REFUSED_BY_ADMISSION, name)
+            self._copies.settle(entry, rank)
+            return False
         self._copies.wait_for(entry, rank)
         if rank not in self._copies.shared_ranks:
             self._backlog.begin()
         dropped = self._queues[rank].put(entry)
         if dropped is not None:
             self._give_up(dropped, rank, "journal")
+        return True
 
     def spill(self, entry: Entry, rank: int) -> bool:
         """Have an entry that will leave a tier written to the one below that wants it then; False if none takes it."""
         copies = self._copies
         for below in range(rank + 1, len(copies.tiers)):
-            if copies.rules[below].write == "on-evict" and copies.takes(below, entry.record):
-                if not entry.waiting >> below & 1:
-                    self.enqueue(entry, below)
+            wants = copies.rules[below].write == "on-evict" and copies.takes(below, entry.record)
+            if wants and (entry.waiting >> below & 1 or self.enqueue(entry, below)):
                 return True
         return False
 
@@ -151,19 +167,22 @@ class Demotion:
                 await asyncio.sleep(copies.rules[rank].retry_after)  # it waits in the journal, and so do the others
                 continue
             except NotInTier:
-                return
+                break
             except NotAdmitted:
                 self._metrics.not_admitted.labels(copies.tiers[rank].name, "other body").inc()
                 copies.ghosts.note(entry.record, Fate.REFUSED_BY_ADMISSION, copies.tiers[rank].name)
-                return
+                break
             except TierError as error:
                 attempt += 1
                 if not error.transient or attempt == _MAX_ATTEMPTS:
                     self._metrics.stranded.labels(copies.tiers[rank].name, "failed").inc()
                     logger.warning("an object is not written to the %s tier: %s", copies.tiers[rank].name, error)
-                    return
+                    break
             await asyncio.sleep(_RETRY_S * 2**attempt)
+        if not entry.has_copy(rank):
+            copies.residents[rank].return_budget(entry)
 
     def _give_up(self, entry: Entry, rank: int, reason: str) -> None:
         self._metrics.stranded.labels(self._copies.tiers[rank].name, reason).inc()
+        self._copies.residents[rank].return_budget(entry)
         self._copies.settle(entry, rank)

@@ -208,7 +208,10 @@ class Store:
         """
         foreign = caller is not None and self._foreign.note_get(caller, tenant, bucket, key)
         entry = self._entry(tenant, bucket, key)
-        self._placement.copies.touch(entry)
+        copies = self._placement.copies
+        copies.touch(entry)
+        if copies.selective:
+            self._placement.demotion.offer([entry])
         return Read(self._placement, entry, self._metrics, self._config, whole=foreign)
 
     def lend(self, tenant: str, bucket: str, key: str) -> Loan | None:
@@ -338,6 +341,8 @@ class Store:
         lease_s = min(lease_s, self._config.max_lease)
         lease = self._leases.grant(tenant, entries, lease_s)
         copies.touch_all(tenant, entries)
+        if copies.selective:
+            self._placement.demotion.offer(entries)
         ranks = [MEMORY if entry.copies[MEMORY] is not None else _fastest(entry) for entry in entries]
         return Match(tiers, ranks, [entry.record.nbytes for entry in entries], lease, lease_s)
 

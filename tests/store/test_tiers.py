@@ -142,6 +142,54 @@ async def test_what_a_shared_tier_is_too_slow_for_goes_and_is_counted(
         await until(lambda: "fs" in opened.places(lmcache_key(19)))
 
 
+async def test_tier_that_admits_at_the_second_use_is_written_then(open_test_store: OpenStore) -> None:
+    rules = {"disk": TierRules(eviction="second-touch")}
+    async with open_test_store(disk_nbytes=9 * MiB, rules=rules) as opened:
+        for number in range(8):  # while the tier has room, it takes everything
+            await opened.put(f"k{number}", os.urandom(MiB))
+        await opened.store.flush()
+        assert "disk" in opened.places("k7")
+        await opened.put("once", os.urandom(MiB))
+        await opened.put("twice", os.urandom(MiB))
+        await opened.store.flush()
+        assert opened.places("once") == opened.places("twice") == ["host"]
+        assert opened.sample("kvgate_not_admitted_objects_total", tier="disk", reason="policy") == 2
+        await opened.get("twice")
+        await opened.store.flush()
+        assert opened.places("once") == ["host"]
+        assert opened.places("twice") == ["host", "disk"]
+
+
+async def test_chunks_that_are_matched_again_are_worth_a_write(open_test_store: OpenStore) -> None:
+    rules = {"disk": TierRules(eviction="duel")}
+    async with open_test_store(rules=rules) as opened:
+        await put_prompt(opened, 3)
+        opened.store.match("alpha", "bucket", SPACE.id, HASHES[: 2 * 32], 1.0)
+        await opened.store.flush()
+        assert opened.places(chunk(1)[0]) == ["host", "disk"]
+
+
+async def test_write_budget_of_a_tier_is_kept(open_test_store: OpenStore) -> None:
+    rules = {"disk": TierRules(write_budget=Size(MiB), write_burst=Size(5 * MiB))}
+    async with open_test_store(rules=rules) as opened:
+        for number in range(10):
+            await opened.put(f"k{number}", os.urandom(MiB))
+        await opened.store.flush()
+        assert [opened.places(f"k{number}") for number in range(10)] == [["host", "disk"]] * 5 + [["host"]] * 5
+        assert opened.sample("kvgate_not_admitted_objects_total", tier="disk", reason="budget") == 5
+
+
+async def test_what_the_tier_below_refuses_goes_when_its_turn_comes(open_test_store: OpenStore, tmp_path: Path) -> None:
+    rules = {"slow": TierRules(write="on-evict", write_budget=Size(MiB), write_burst=Size(10 * MiB))}
+    async with open_test_store(
+        memory_nbytes=8 * MiB, disk_nbytes=None, below=[disk(tmp_path, "slow")], rules=rules, window=MiB
+    ) as opened:
+        for number in range(40):
+            await opened.put(f"k{number}", os.urandom(MiB))
+        await opened.store.flush()
+        assert 12 <= len(opened.keys()) <= 18
+
+
 # --- what is read from where ------------------------------------------------------------------------------------------
 
 
