@@ -102,9 +102,8 @@ class Answer:
 
     @property
     def etag(self) -> str:
-        """As If-Match takes it; empty for a weak one, which cannot be matched, and where there is none."""
-        etag = self.headers.get("etag")
-        return etag if etag.startswith('"') else ""
+        """See strong_etag."""
+        return strong_etag(self.headers)
 
     @property
     def span(self) -> Span:
@@ -307,6 +306,12 @@ class S3Calls:
         mend = _MENDS.get(code) or (_MENDS["AccessDenied"] if status == 403 else "")
         detail = f"; mend: {mend}" if mend else f": {words}" if words else ""
         return TierError(f"{said}{detail}", transient=status >= 500 or status in (408, 409) or code == "NoSuchUpload")
+
+
+def strong_etag(headers: Headers) -> str:
+    """The entity tag as If-Match takes it; empty for a weak one, which cannot be matched, and where there is none."""
+    etag = headers.get("etag")
+    return etag if etag.startswith('"') else ""
 
 
 def parse_document(body: bytes) -> Element:

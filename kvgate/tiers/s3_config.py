@@ -52,7 +52,7 @@ class S3Config:
     )
     parallel: int = option(default=4, help="parts of one object that are moved at the same time")
     transfers: int = option(default=16, help="requests that move bodies at the same time, each with a connection")
-    lookups: int = option(default=16, help="requests that ask what is there at the same time, each with a connection")
+    lookups: int = option(default=32, help="requests that ask what is there at the same time, each with a connection")
     footers: int = option(
         default=4096, help="objects whose block digests are kept in memory, so that reading takes one request"
     )

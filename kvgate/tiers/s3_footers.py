@@ -18,6 +18,7 @@ WRITER = "x-amz-meta-kvgate-writer"
 """The header that says which upload an object is from."""
 
 _FIRST_NBYTES = 4096
+_MAX_BLOCKS = 1024
 _PART_OR_ALL = frozenset({200, 206, 416})
 
 
@@ -55,7 +56,9 @@ class Footers:
             return found
 
     def remember(self, found: Found) -> None:
-        """Take note of an object, in place of the one that was seen longest ago."""
+        """Take note of an object, in place of the one that was seen longest ago. Very large ones are not kept."""
+        if len(found.blocks) > _MAX_BLOCKS:
+            return
         with self._lock:
             self._seen[Name(*found.record[:3])] = found
             self._seen.move_to_end(Name(*found.record[:3]))

@@ -18,7 +18,7 @@ from awscrt.checksums import crc64nvme
 from kvgate.errors import CorruptCopy, NotInTier, TierError
 from kvgate.http.deadline import Deadline
 from kvgate.memory.digest import BLOCK_NBYTES, span_of_blocks
-from kvgate.memory.lease import Lease
+from kvgate.memory.lease import Lease, slice_views
 from kvgate.tiers.base import Arrived, Name, Record
 from kvgate.tiers.footer import MAX_FOOTER_NBYTES, TAIL_NBYTES, decode_footer, footer_nbytes
 from kvgate.tiers.s3_calls import ConditionFailed
@@ -36,14 +36,15 @@ class S3Reader:
     def __init__(self, tier: S3Tier, record: Record) -> None:
         self._tier = tier
         self._record = record
+        self._known: Found | None = None
         self._closed = False
 
     async def read_into(self, start: int, lease: Lease, nbytes: int, arrived: Arrived | None = None) -> array[int]:
         """See Reader."""
         if self._closed:
             raise TierError("the reader is closed")
-        tier, record, name = self._tier, self._record, Name(*self._record[:3])
-        known = tier.footers.seen(record)
+        tier, record = self._tier, self._record
+        known = self._known or tier.footers.seen(record)
         try:
             for _ in range(2):
                 if known is None and (start + nbytes < record.nbytes or nbytes == 0):
@@ -60,7 +61,7 @@ class S3Reader:
                     known = await self._look()  # what was remembered is an older version, or the same body anew
             raise NotInTier("the object in the S3 store was replaced while it was read")
         except CorruptCopy:
-            tier.footers.forget(name)
+            self._known = None
             await self._look()  # raises NotInTier where another version lies there by now
             raise
 
@@ -73,6 +74,7 @@ class S3Reader:
         found = await self._tier.in_thread((), self._tier.footers.look, Name(*self._record[:3]))
         if not found.record.same_body(self._record):
             raise NotInTier("the S3 store has another version of the object")
+        self._known = found
         return found
 
 
@@ -141,13 +143,12 @@ class Parts:
             self._agree(answer.etag, span.total)
             if span[:2] != (first, span.total if with_footer else stop) or span.stop < stop:
                 raise CorruptCopy("the object in the S3 store has another length")
-            at = 0
-            for view in views:
-                for begin in _cuts(at, len(view)):
-                    piece = view[begin - at : _cut_after(begin, at + len(view)) - at]
-                    answer.fill(piece)
-                    self._digest(first + begin, piece)
-                at += len(view)
+            for at in range(first, stop, BLOCK_NBYTES):
+                crc = 0
+                for view in slice_views(views, at - first, min(at + BLOCK_NBYTES, stop) - first):
+                    answer.fill(view)
+                    crc = crc64nvme(view, crc)
+                self._note(at, crc)
             if with_footer:
                 if span.stop - stop > MAX_FOOTER_NBYTES + TAIL_NBYTES:
                     raise CorruptCopy("the object in the S3 store is longer than it may be")
@@ -155,12 +156,11 @@ class Parts:
                 answer.fill(memoryview(footer))
                 self._footer, self._writer = bytes(footer), answer.headers.get(WRITER)
 
-    def _digest(self, at: int, piece: memoryview) -> None:
-        """Take note of the next bytes of a block, while they are in the cache."""
+    def _note(self, at: int, crc: int) -> None:
+        """Take note of a block that is there."""
         number = (at - self._start) // BLOCK_NBYTES
-        crc = self._blocks[number] = crc64nvme(piece, self._blocks[number])
-        stop = at + len(piece)
-        if self._known is not None and (stop % BLOCK_NBYTES == 0 or stop == self._start + self._nbytes):
+        self._blocks[number] = crc
+        if self._known is not None:
             if crc != self._known.blocks[at // BLOCK_NBYTES]:
                 raise CorruptCopy("the bytes in the S3 store do not match their digest")
             self._tell(number)
@@ -196,13 +196,3 @@ class Parts:
         if blocks[span_of_blocks(self._start, self._start + self._nbytes)] != self._blocks:
             raise CorruptCopy("the bytes in the S3 store do not match their digest")
         self._tier.footers.remember(Found(found, blocks, etag, total_nbytes, self._writer))
-
-
-def _cuts(at: int, nbytes: int) -> range | list[int]:
-    """Where the pieces of [at, at + nbytes) begin that lie in one block each."""
-    first_boundary = at - at % BLOCK_NBYTES + BLOCK_NBYTES
-    return [at, *range(first_boundary, at + nbytes, BLOCK_NBYTES)]
-
-
-def _cut_after(begin: int, stop: int) -> int:
-    return min(begin - begin % BLOCK_NBYTES + BLOCK_NBYTES, stop)

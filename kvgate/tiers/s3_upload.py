@@ -22,7 +22,7 @@ from kvgate.memory.digest import BLOCK_NBYTES
 from kvgate.memory.lease import Lease
 from kvgate.tiers.base import HERE, Copy, Record
 from kvgate.tiers.s3_body import Body
-from kvgate.tiers.s3_calls import ConditionFailed
+from kvgate.tiers.s3_calls import ConditionFailed, strong_etag
 from kvgate.tiers.s3_footers import WRITER, CorruptEtag, Found
 from kvgate.tiers.s3_parts import PartsUpload
 from kvgate.tiers.s3_spool import Spool
@@ -152,7 +152,7 @@ class S3Upload:
             views=body.views(0, total),
             crc=body.crc(0, total),
         )
-        return answered.get("etag")
+        return strong_etag(answered)
 
 
 def _adopted(found: Found, body: Body) -> Found:

@@ -86,8 +86,10 @@ def test_secrets_are_not_shown(caplog: pytest.LogCaptureFixture) -> None:
     assert "open" not in shown.replace("_open", "")
 
 
-def test_capacity_bounds_what_one_object_may_have() -> None:
-    assert S3Tier(S3Config(bucket="bucket", **PAIR, capacity=Size(1 << 20))).limit() < 1 << 20
+async def test_capacity_bounds_what_one_object_may_have() -> None:
+    tier = S3Tier(S3Config(bucket="bucket", **PAIR, capacity=Size(1 << 20)))
+    assert tier.limit() < 1 << 20
+    await tier.close()
 
 
 # --- what AWS's tools would find --------------------------------------------------------------------------------------
