@@ -3,6 +3,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvgate.auth.limits import TierShareConfig
+from kvgate.auth.tenants import Tenant
+from kvgate.config import Size
 from kvgate.store.cold import AGE_CLASS_BITS, Cold
 from kvgate.store.eviction.lru import LRU
 from kvgate.store.eviction.second_touch import SecondTouch
@@ -102,6 +105,17 @@ def test_a_lower_tier_admits_what_its_policy_finds_worth_a_write() -> None:
     again = entry("a", nbytes=5)
     residents.note(again)
     assert residents.admits(again) is None, "the same object, written again, has come back"
+
+
+def test_a_tier_is_full_for_a_tenant_at_its_limit() -> None:
+    residents = Residents(0, SecondTouch)
+    residents.shares.load("disk", None, [Tenant("t", tiers={"disk": TierShareConfig(limit=Size(8 << 20))})])
+    residents.insert(entry("held", nbytes=6 << 20))
+    small, large = entry("small", nbytes=2 << 20), entry("large", nbytes=3 << 20)
+    residents.note(small)
+    residents.note(large)
+    assert residents.admits(small) is None
+    assert residents.admits(large) == "policy"
 
 
 def test_what_is_evicted_may_come_back_and_what_is_deleted_is_forgotten() -> None:
