@@ -62,7 +62,7 @@ _MENDS = {
 
 
 class ConditionFailed(TierError):
-    """What If-Match or If-None-Match asked for does not hold."""
+    """What If-Match or If-None-Match asked for does not hold, or somebody else writes the key at this moment."""
 
 
 class ConditionIgnored(TierError):
@@ -290,7 +290,7 @@ class S3Calls:
             return NotInTier("the S3 store has no such object")
         if status == 416:
             return CorruptCopy("the object in the S3 store is shorter than it was")
-        if status == 412:
+        if status == 412 or code == "ConditionalRequestConflict":
             return ConditionFailed("the object is not, or not any more, the one that was meant")
         said = f"the S3 store at {self._endpoint} answered {status} {code or 'without a reason'}"
         if status in _AWAY:

@@ -10,12 +10,15 @@ from typing import Any
 
 import pytest
 
-from kvgate.config import Size
+from kvgate.config import Seconds, Size
 from kvgate.errors import CorruptCopy, NotAdmitted, NotInTier, TierError, TierFull
 from kvgate.memory.arena import Arena
 from kvgate.memory.digest import combine_blocks
+from kvgate.metrics import Metrics
 from kvgate.tiers import s3
 from kvgate.tiers.base import HERE, Copy, Name, Record, SharedTier
+from kvgate.tiers.guarded import guarded
+from kvgate.tiers.rules import TierRules
 from kvgate.tiers.s3 import S3Tier
 from kvgate.tiers.s3_config import S3Config
 from tests.contracts.shared_tier import SharedTierContract, name_of
@@ -67,6 +70,22 @@ class TestSeaweedFSWithCapacity(S3Contract):
     @pytest.fixture
     def store(self, seaweed: Seaweed) -> Store:
         return seaweed.store
+
+
+class TestGuarded(S3Contract):
+    """As a gateway uses it."""
+
+    @pytest.fixture
+    def store(self, seaweed: Seaweed) -> Store:
+        return seaweed.store
+
+    @pytest.fixture
+    async def tier(self, store: Store, prefix: str) -> AsyncIterator[SharedTier]:
+        rules = TierRules(timeout=Seconds(60.0), lookup_timeout=Seconds(60.0))  # for a slow machine
+        tier = guarded(self.make(store, prefix), rules, Metrics())
+        await tier.start(lambda _: None)
+        yield tier
+        await tier.close()
 
 
 class TestAnotherGateway(S3Contract):

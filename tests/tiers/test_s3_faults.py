@@ -7,7 +7,7 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -16,10 +16,24 @@ from kvgate.config import Seconds, Secret, Size
 from kvgate.errors import CorruptCopy, NotInTier, TierAway, TierError
 from kvgate.memory.arena import Arena
 from kvgate.tiers.base import HERE, Record
+from kvgate.tiers.footer import MAGIC
 from kvgate.tiers.s3 import S3Tier
 from tests.contracts.shared_tier import name_of
 from tests.contracts.tier import content, describe, filled
-from tests.faults.proxy import NONE, Blackhole, Corrupt, Cut, Fault, FaultProxy, Refuse, Reply, Status, Truncate
+from tests.faults.proxy import (
+    NONE,
+    Blackhole,
+    Corrupt,
+    Cut,
+    Fault,
+    FaultProxy,
+    Flow,
+    Refuse,
+    Reply,
+    Status,
+    Step,
+    Truncate,
+)
 from tests.gateways import ALPHA, BETA, RunningGateway
 from tests.stores import Seaweed, Store
 
@@ -163,6 +177,35 @@ async def test_answer_that_is_lost_leaves_the_object(tier: S3Tier, proxy: FaultP
     proxy.fault = NONE
     await put(tier, arena, record, b"body", blocks)
     assert await get(tier, arena, record) == b"body"
+
+
+@dataclass(frozen=True)
+class ConflictOnce(Fault):
+    """The first PUT is answered as AWS does while somebody else writes the key."""
+
+    left: list[int] = field(default_factory=lambda: [1], compare=False)
+
+    def step(self, flow: Flow, piece: bytes) -> Step:
+        if flow.direction == "answer" or not self.left or not (flow.held or piece.startswith(b"PUT ")):
+            return Step(len(piece), piece)
+        flow.held += piece
+        if not flow.held.endswith(MAGIC):  # the last bytes of what is sent
+            return Step(len(piece))
+        self.left.clear()
+        answer = b"<Error><Code>ConditionalRequestConflict</Code><Message>busy</Message></Error>"
+        lines = f"HTTP/1.1 409 Conflict\r\ncontent-length: {len(answer)}\r\nconnection: close\r\n\r\n"
+        return Step(len(piece), reply=lines.encode() + answer, end="close")
+
+
+async def test_conflict_with_a_writer_who_gives_up_is_tried_again(
+    tier: S3Tier, proxy: FaultProxy, arena: Arena
+) -> None:
+    record, blocks = describe("k", b"body")
+    await tier.honours_conditions()
+    proxy.fault = fault = ConflictOnce()
+    await put(tier, arena, record, b"body", blocks)
+    assert not fault.left
+    assert await tier.lookup([name_of(record)]) == [record]
 
 
 async def test_noise_on_the_line_never_gives_a_wrong_byte(store: Store, proxy: FaultProxy, arena: Arena) -> None:
