@@ -196,13 +196,18 @@ class Explain:
         )
         ghost = self._copies.ghosts.find(record.tenant, record.bucket, record.key)
         replaced = ghost is not None and ghost.fate == Fate.REPLACED
+        refused = self._copies.ghosts.was_refused_by_a_tier(record)
         reached = not set(tiers) <= set(away)
         where = f"in the {tiers[0]} tier" if len(tiers) == 1 else f"in the tiers {', '.join(tiers)}"
+        if not reached:
+            where += ", which is away" if len(tiers) == 1 else ", which are away"
+        if ghost is not None and refused and ghost.tier not in tiers:
+            where += f"; the rules of the {ghost.tier} tier did not take it"
         end = self._expiry(record)
         return Explanation(
             record.key,
             PRESENT if reached else TIER_AWAY,
-            where if reached else f"{where}, which is away" if len(tiers) == 1 else f"{where}, which are away",
+            where,
             tiers=tiers,
             nbytes=record.nbytes,
             pin=entry.pin.name.lower(),

@@ -17,7 +17,6 @@ from kvgate.errors import NoSuchBucket, NoSuchKey, ObjectTooLarge, QuotaExceeded
 from kvgate.metrics import Metrics
 from kvgate.store.config import StoreConfig
 from kvgate.store.explain import Explanation
-from kvgate.store.ghosts import Fate
 from kvgate.store.retention import Pin
 from kvgate.store.store import open_store
 from kvgate.tiers.base import Name, Record, Tier
@@ -124,12 +123,14 @@ async def test_what_no_lower_tier_could_take_was_not_written_back(open_test_stor
 
 
 async def test_what_a_tier_did_not_admit_is_told_so_also_when_it_has_left_memory(open_test_store: OpenStore) -> None:
-    async with open_test_store(memory_nbytes=16 * MiB, disk_nbytes=2 * MiB) as opened:
+    rules = {"disk": TierRules(write_budget=Size(MiB), write_burst=Size(2 * MiB))}
+    async with open_test_store(memory_nbytes=16 * MiB, rules=rules) as opened:
+        await opened.put("first", bytes(3 * MiB))
         await opened.put("big", bytes(3 * MiB))
         await opened.store.flush()
-        record = opened.store.stat("alpha", "bucket", "big")
-        opened.store._placement.copies.ghosts.note(record, Fate.REFUSED_BY_ADMISSION, "disk")
-        assert (await explain(opened, "big")).status == "present"
+        found = await explain(opened, "big")
+        assert (found.status, found.tiers) == ("present", ("host",))
+        assert found.reason == "in the host tier; the rules of the disk tier did not take it"
         for number in range(20):
             await opened.put(f"k{number:02}", bytes(MiB))
             await opened.store.flush()
