@@ -54,6 +54,9 @@ _READ_S, _SLOWEST_NBYTES_A_S = 10.0, 1 << 20
 _SLOW_S, _SLOW_NBYTES_A_S = 2.0, 32 << 20
 """A read that is cut after these was too slow; one that is cut before was not wanted any more."""
 
+_SLOW_ANSWER_S = 0.2
+"""As long for a call that asks what there is."""
+
 
 @dataclass(frozen=True)
 class PeerConfig:
@@ -317,12 +320,16 @@ class PeerTier:
         peer = self._peers.get(url)
         if peer is None:
             return None
-        deadline = Deadline(self._config.ask_timeout)
+        deadline, began = Deadline(self._config.ask_timeout), time.monotonic()
         try:
             answer = await _cutting(deadline, run_holding((), self._asking, peer.client.records, names, deadline))
         except TierError as error:
             peer.fail(error, self._config.rest)
             return None
+        except asyncio.CancelledError:
+            if time.monotonic() - began > _SLOW_ANSWER_S:
+                peer.fail(TierAway(f"{url} is slow to say what it has"), self._config.rest)
+            raise
         peer.succeed()
         return answer
 

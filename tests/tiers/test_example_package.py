@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 import yaml
 
+from kvgate.chunk.key import ManifestKey
+from kvgate.client.sync import Client
 from kvgate.errors import CorruptCopy
 from kvgate.memory.arena import Arena
 from kvgate.tiers.base import HERE, SharedTier
+from tests.client.chunks import SPACE
 from tests.contracts.shared_tier import SharedTierContract, name_of
-from tests.gateways import RunningGateway, default_config
+from tests.gateways import ALPHA, RunningGateway, default_config
 
 PACKAGE = Path(__file__).parent / "example_package"
 
@@ -110,11 +113,25 @@ def test_without_the_package_the_choices_are_named(tmp_path: Path) -> None:
     assert "no plug-in 'sqlite' in kvgate.tiers; installed: " in answer.stderr
 
 
-def test_gateway_runs_with_it(installed: Path, tmp_path: Path) -> None:
-    gateway = RunningGateway(tmp_path, config(tmp_path), environment=environment(installed)).start()
+def test_gateways_share_it(installed: Path, tmp_path: Path) -> None:
+    """What one gateway was given, another one serves that has never seen it."""
+    shared, key = str(tmp_path / "shared.sqlite3"), str(ManifestKey(SPACE.id))
+    gateways = []
     try:
-        with urllib.request.urlopen(f"{gateway.admin_url}/readyz", timeout=10) as answer:
+        for name in ("first", "second"):
+            folder = tmp_path / name
+            folder.mkdir()
+            values = config(folder, path=shared, write="through")
+            gateways.append(RunningGateway(folder, values, environment=environment(installed)).start())
+        first, second = gateways
+        with urllib.request.urlopen(f"{first.admin_url}/readyz", timeout=10) as answer:
             assert "local-copies" in json.dumps(json.load(answer))
-        assert any('tier="local-copies"' in name for name in gateway.metrics())
+        with Client(first.url, ALPHA.access_key, ALPHA.secret_key, deadline_s=30, local=False) as writer:
+            writer.put("alpha-bucket", key, SPACE.canonical_json())
+        assert first.metrics()['kvgate_tier_objects{tier="local-copies"}'] == 1
+        first.kill()
+        with Client(second.url, ALPHA.access_key, ALPHA.secret_key, deadline_s=30, local=False) as reader:
+            assert reader.get("alpha-bucket", key).body == SPACE.canonical_json()
     finally:
-        gateway.kill()
+        for gateway in gateways:
+            gateway.kill()

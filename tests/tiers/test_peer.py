@@ -299,6 +299,20 @@ async def test_gateway_that_swallows_what_it_is_sent_costs_its_time_and_no_more(
     assert tier._awake() == [far.url]
 
 
+async def test_gateway_that_is_slower_than_its_caller_waits_is_left_alone_too(
+    far: RunningGateway, peers: Peers, lie: Any
+) -> None:
+    """The time that a lookup has may be over before that of one call is."""
+    names = [put(far, b"body") for _ in range(20)]
+    tier = await peers(lie(lambda peer: peer.stopped.wait()), far.url, ask_timeout=Seconds(60.0), rest=Seconds(60.0))
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(1.0):
+            await tier.lookup(names)
+    async with asyncio.timeout(30):
+        assert all(await tier.lookup(names))
+    assert tier._awake() == [far.url]
+
+
 async def test_tier_is_away_only_when_no_gateway_answers(
     start_gateway: Callable[..., RunningGateway], peers: Peers, arena: Arena
 ) -> None:
