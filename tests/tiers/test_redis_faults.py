@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from redis.crc import key_slot
 
+from kvgate.config import Seconds
 from kvgate.errors import NotInTier, TierAway, TierError
 from kvgate.memory.arena import Arena
+from kvgate.server.http1.eager import run_eagerly
 from kvgate.tiers.base import HERE, Record
 from kvgate.tiers.redis import RedisConfig, RedisTier
 from tests.contracts.shared_tier import name_of
@@ -87,6 +89,11 @@ async def until_it_works(attempt: Any) -> None:
             await asyncio.sleep(0.05)
 
 
+async def fresh_put(url: str, arena: Arena) -> None:
+    async with started(url, connect_timeout=Seconds(0.2)) as tier:
+        await put(tier, arena, "fresh", b"body")
+
+
 def knows(sentinel: Server, *, replicas: int, sentinels: int) -> bool:
     state = sentinel.admin("INFO", "sentinel")["master0"]
     return (state["slaves"], state["sentinels"]) == (replicas, sentinels)
@@ -152,6 +159,47 @@ async def test_a_cancelled_command_leaves_no_reply_for_the_next_one(server: Serv
         server.signal(signal.SIGCONT)
         assert await get(tier, arena, two) == b"2" * 1000
         assert await tier.lookup([name_of(two), name_of(one)]) == [two, one]
+
+
+async def test_a_cancelled_read_writes_nothing_more(server: Server, arena: Arena) -> None:
+    async with started(server.url) as tier:
+        body = os.urandom(16 << 20)
+        record = await put(tier, arena, "k", body)
+        for number in range(20):
+            lease = arena.reserve("tenant", len(body))
+            told: list[int] = []
+            reading = asyncio.create_task(tier.open(record, HERE).read_into(0, lease, len(body), told.append))
+            while len(told) <= number % 5:
+                await asyncio.sleep(0)
+            reading.cancel()
+            lease.release()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+            assert arena.lease_count == 0
+            with arena.reserve("tenant", len(body)) as other:  # the same memory
+                for view in other.views:
+                    view[:] = bytes(len(view))
+                await asyncio.sleep(0.01)  # what was under way comes, or would
+                assert content(other) == bytes(len(body))
+
+
+async def test_a_lookup_needs_no_task_of_its_own(server: Server, arena: Arena) -> None:
+    """As a handler of the plain front begins one."""
+    async with started(server.url) as tier:
+        record = await put(tier, arena, "k", b"body")
+        await tier.close()
+        await tier.start(lambda _: None)
+        found: asyncio.Future[list[Record | None]] = asyncio.get_running_loop().create_future()
+
+        async def handler() -> None:
+            found.set_result(await tier.lookup([name_of(record)]))
+
+        tasks: list[asyncio.Task[None]] = []
+        asyncio.get_running_loop().call_soon(
+            run_eagerly, handler(), lambda work: tasks.append(asyncio.create_task(work))
+        )
+        assert await found == [record]
+        assert len(tasks) == 1
 
 
 async def test_a_server_that_hangs_holds_no_lease_when_its_caller_has_gone(server: Server, arena: Arena) -> None:
@@ -239,6 +287,9 @@ async def test_sentinels_name_the_new_server_after_the_old_one_has_died_or_hangs
             record = await put(tier, arena, "k", body)
             await asyncio.to_thread(wait_until, lambda: replica.all_keys() == primary.all_keys())
             await asyncio.to_thread(wait_until, lambda: all(knows(each, replicas=1, sentinels=2) for each in sentinels))
+            sentinels[0].signal(signal.SIGSTOP)  # it hangs, and the other one is asked
+            await until_it_works(lambda: fresh_put(url, arena))
+            sentinels[0].signal(signal.SIGCONT)
             primary.signal(signal.SIGSTOP)  # it hangs: only a caller's patience ends
             await until_it_works(lambda: put(tier, arena, "new", body))
             assert await get(tier, arena, record) == body
@@ -334,6 +385,30 @@ async def test_a_cluster_without_one_of_its_servers_serves_what_the_others_have(
                 await tier.lookup([name_of(record) for record in records])
     finally:
         cluster.kill()
+
+
+async def test_a_node_that_hangs_keeps_nobody_from_the_others(cluster: Cluster, arena: Arena) -> None:
+    """Though it is the first that is asked who has what, and lookups have less patience than that takes."""
+    async with started(cluster.url) as tier:
+        for node in cluster.nodes:
+            node.admin("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        records = [await put(tier, arena, f"k{number}", b"body") for number in range(40)]
+        hanging, *others = cluster.nodes
+        elsewhere = set().union(*[node.all_keys() for node in others])
+        (record, *_) = [each for each in records if await keys_of(tier, each) <= elsewhere]
+        hanging.signal(signal.SIGSTOP)
+        async with started(cluster.url, connect_timeout=Seconds(0.5)) as fresh:
+
+            async def look_up() -> None:
+                async with asyncio.timeout(0.2):
+                    assert await fresh.lookup([name_of(record)]) == [record]
+
+            await until_it_works(look_up)
+
+
+async def keys_of(tier: RedisTier, record: Record) -> set[bytes]:
+    head = await tier.fetch_head(record)
+    return {tier.head_key(name_of(record)), tier.body_key(head.body)}
 
 
 async def test_a_replica_that_takes_over_is_found(tmp_path: Path, arena: Arena) -> None:
