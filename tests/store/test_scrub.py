@@ -248,6 +248,22 @@ async def test_it_reads_no_faster_than_its_rate(open_test_store: OpenStore) -> N
         assert took_s >= (found["nbytes"] - MiB) / config.rate  # all but the last step has been waited for
 
 
+async def test_it_gives_way_while_objects_are_moved(open_test_store: OpenStore) -> None:
+    async with open_test_store(scrub=FAST) as opened:
+        for number in range(30):
+            await opened.put(f"k{number:02}", b"body")
+        await opened.store.flush()
+        scrubber, backlog = opened.store.scrubber, opened.store._placement.backlog
+        backlog.begin()
+        assert scrubber.begin_now()
+        await asyncio.sleep(0.3)
+        running = scrubber.report()["running"]
+        assert running["copies"] < 30, "one step a second"
+        backlog.end()
+        await until(lambda: scrubber.report()["last"])
+        assert scrubber.report()["last"]["copies"] == 60
+
+
 async def test_passes_begin_by_themselves_at_the_interval(open_test_store: OpenStore) -> None:
     config = ScrubConfig(rate=Size(1 << 30), interval=Seconds(0.05))
     async with open_test_store(scrub=config) as opened:
