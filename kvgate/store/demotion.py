@@ -42,7 +42,10 @@ class Demotion:
         self._backlog = backlog
         self._metrics = metrics
         self._queues = tuple(
-            WriteQueue(copies.rules[rank].journal if rank in copies.shared_ranks else None)
+            WriteQueue(
+                copies.rules[rank].journal if rank in copies.shared_ranks else None,
+                copies.residents[rank].shares.weight,
+            )
             for rank in range(len(copies.tiers))
         )
 

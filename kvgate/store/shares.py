@@ -39,6 +39,10 @@ class Shares:
         """What a tenant may have."""
         return self._shares.get(tenant, _EQUAL)
 
+    def weight(self, tenant: str) -> float:
+        """By which a tenant has its part, of the tier and of what is written to it."""
+        return self.of(tenant).weight
+
     def excess(self, tenant: str, used_nbytes: int, nbytes: int) -> int:
         """By how much `nbytes` more would pass a tenant's limit; 0 when they fit."""
         limit = self.of(tenant).limit_nbytes
