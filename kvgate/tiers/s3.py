@@ -14,7 +14,7 @@ import asyncio
 import logging
 import math
 import secrets
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
@@ -30,7 +30,7 @@ from kvgate.memory.threads import started_threads
 from kvgate.tiers.base import Copy, Name, Record, Usage
 from kvgate.tiers.s3_calls import ConditionFailed, ConditionIgnored
 from kvgate.tiers.s3_config import S3Config, connect
-from kvgate.tiers.s3_footers import CorruptEtag, Footers
+from kvgate.tiers.s3_footers import CorruptEtag, Footers, Found
 from kvgate.tiers.s3_keys import folder_key
 from kvgate.tiers.s3_parts import abort_old
 from kvgate.tiers.s3_reader import S3Reader
@@ -42,7 +42,8 @@ T = TypeVar("T")
 
 _MAX_NBYTES = 1 << 40
 _SWEEP_AFTER_S = 1.0
-_ORPHAN_S = 24 * 3600.0
+_DAY_S = _ORPHAN_S = 24 * 3600.0
+_MOST_UNSURE = 100_000
 _ABOUT_KEY = "=about.json"
 _ABOUT = b'{"what": "a tier that kvgate gateways share", "layout": 1}\n'
 _GONE = frozenset({200, 204, 404})
@@ -64,7 +65,9 @@ class S3Tier:
         self._transfers = started_threads(config.transfers, "kvgate-s3")
         self._lookups = started_threads(config.lookups, "kvgate-s3-lookup")
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._sweeping: asyncio.Task[None] | None = None
         self._open = Deadline(math.inf)
+        self._unsure: OrderedDict[str, None] = OrderedDict()
         self._used_nbytes = 0
         self._conditions: bool | None = None
         self._life = secrets.token_hex(8)
@@ -75,14 +78,15 @@ class S3Tier:
     async def start(self, found: Callable[[Iterable[tuple[Record, Copy]]], None]) -> None:
         """See SharedTier. A store that is away is no obstacle: nothing is asked of it here."""
         logger.info("%s tier: %s", self.name, self._place)
-        self.spawn(self._sweep())
+        self._sweeping = asyncio.get_running_loop().create_task(self._sweep_daily())
 
     async def close(self) -> None:
         """See Tier."""
-        for task in list(self._tasks):
+        tasks = [*self._tasks, *([self._sweeping] if self._sweeping is not None else [])]
+        for task in tasks:
             task.cancel()
         self._open.cut()  # what nobody waits for any more ends now
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.to_thread(self._transfers.shutdown)
         await asyncio.to_thread(self._lookups.shutdown)
         self.calls.close()
@@ -97,14 +101,20 @@ class S3Tier:
         try:
             await work
         except TierError as error:
-            logger.warning("%s tier: an unfinished multipart upload may stay for a while: %s", self.name, error)
+            logger.debug("%s tier: an unfinished multipart upload stays for a while: %s", self.name, error)
 
-    async def _sweep(self) -> None:
-        """Abort uploads of gateways that died, of this one in an earlier life too."""
+    async def _sweep_daily(self) -> None:
+        """Abort uploads that nobody will finish: of gateways that died, or that could not abort them."""
         await asyncio.sleep(_SWEEP_AFTER_S)  # first the gateway has to get ready
         prefix = folder_key(self._config.prefix)
-        if aborted := await self.in_thread((), abort_old, self.calls, prefix, _ORPHAN_S):
-            logger.info("%s tier: aborted %d multipart uploads that nobody finished", self.name, aborted)
+        while True:
+            try:
+                aborted = await self.in_thread((), abort_old, self.calls, prefix, _ORPHAN_S)
+                if aborted:
+                    logger.info("%s tier: aborted %d multipart uploads that nobody finished", self.name, aborted)
+            except TierError as error:
+                logger.warning("%s tier: unfinished multipart uploads stay until tomorrow: %s", self.name, error)
+            await asyncio.sleep(_DAY_S)
 
     # --- room ---------------------------------------------------------------------------------------------------------
 
@@ -129,6 +139,18 @@ class S3Tier:
     def take(self, nbytes: int) -> None:
         """Count `nbytes` more as taken, or give back when negative; for this tier's uploads."""
         self._used_nbytes += nbytes
+
+    def doubt(self, writer: str) -> None:
+        """Take note of an upload that failed: the store may have its object nevertheless, which is not counted."""
+        self._unsure[writer] = None
+        while len(self._unsure) > _MOST_UNSURE:
+            self._unsure.popitem(last=False)
+
+    def count_in(self, found: Found, writer: str) -> None:
+        """Count an object that the upload `writer` has stored or found there, if it is its own or a doubtful one's."""
+        if found.writer == writer or found.writer in self._unsure:
+            self._unsure.pop(found.writer, None)
+            self.take(found.total_nbytes)
 
     # --- copies -------------------------------------------------------------------------------------------------------
 
@@ -168,21 +190,25 @@ class S3Tier:
 
     async def delete(self, record: Record, copy: Copy) -> None:
         """See SharedTier. What is no whole copy of anything is deleted as well."""
-        if deleted := await self.in_thread((), self._delete, record):
-            self.take(-deleted)
+        deleted = await self.in_thread((), self._delete, record)
+        if deleted is None or not deleted.writer.startswith(f"{self._life}-"):
+            return
+        if deleted.writer in self._unsure:
+            del self._unsure[deleted.writer]
+        else:
+            self._used_nbytes = max(0, self._used_nbytes - deleted.total_nbytes)
 
-    def _delete(self, record: Record, scope: Deadline) -> int:
-        """Delete what a record describes; how many bytes of this life's uploads that were."""
+    def _delete(self, record: Record, scope: Deadline) -> Found | None:
+        """Delete what a record describes; what that was, if it was whole."""
         name = Name(*record[:3])
-        nbytes = 0
+        found = None
         try:
             found = self.footers.look(name, scope)
             if not found.record.same_body(record):
-                return 0
+                return None
             etag = found.etag
-            nbytes = found.total_nbytes if found.writer.startswith(f"{self._life}-") else 0
         except NotInTier:
-            return 0
+            return None
         except CorruptEtag as error:
             etag = error.etag
         self.footers.forget(name)
@@ -192,8 +218,8 @@ class S3Tier:
         except ConditionIgnored:
             self._remove(name, {}, scope)
         except (ConditionFailed, NotInTier):  # another gateway was faster
-            return 0
-        return nbytes
+            return None
+        return found
 
     def _remove(self, name: Name, pin: dict[str, str], scope: Deadline) -> None:
         self.calls.call("DELETE", self.footers.key(name), scope, headers=pin, accept=_GONE)

@@ -77,10 +77,14 @@ class S3Upload:
             raise TierError("the upload has ended, or has another length than its object")
         try:
             found = await self._store(Body(record, blocks, self._views()))
+        except NotAdmitted:
+            raise
+        except BaseException:
+            self._tier.doubt(self._writer)
+            raise
         finally:
             await self._end()
-        if found.writer == self._writer:
-            self._tier.take(found.total_nbytes)
+        self._tier.count_in(found, self._writer)
         return HERE
 
     async def abort(self) -> None:

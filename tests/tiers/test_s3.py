@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -232,8 +233,14 @@ class TestInTheStore:
         assert tier.usage().nbytes == 0
 
     async def test_uploads_of_the_dead_are_aborted(
-        self, seaweed: Seaweed, boto3: Any, monkeypatch: pytest.MonkeyPatch, prefix: str
+        self,
+        seaweed: Seaweed,
+        boto3: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        prefix: str,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
+        caplog.set_level(logging.INFO)
         bucket = seaweed.store.bucket
         ours = [raw_key(prefix, f"k{number}") for number in range(3)]
         theirs = f"{prefix}-other/k"
@@ -245,13 +252,15 @@ class TestInTheStore:
             listed = boto3.list_multipart_uploads(Bucket=bucket, Prefix=prefix).get("Uploads", [])
             return {each["Key"] for each in listed}
 
-        async with opened(seaweed.store.config(prefix=prefix)) as tier:
-            await asyncio.gather(*tier._tasks)
-        assert left() == {*ours, theirs}  # they are not a day old
-        monkeypatch.setattr(s3, "_ORPHAN_S", -10.0)
-        async with opened(seaweed.store.config(prefix=prefix)) as tier:
-            await asyncio.gather(*tier._tasks)
-        assert left() == {theirs}
+        for age_s, expected in ((24 * 3600.0, {*ours, theirs}), (-10.0, {theirs})):
+            monkeypatch.setattr(s3, "_ORPHAN_S", age_s)
+            caplog.clear()
+            async with opened(seaweed.store.config(prefix=prefix)) as tier, asyncio.timeout(30):
+                await tier.lookup([Name("tenant", "bucket", "k")])
+                while age_s < 0 and "aborted 3 multipart uploads" not in caplog.text:
+                    await asyncio.sleep(0.05)
+                await asyncio.sleep(0.2)
+            assert left() == expected
 
     async def test_cancelled_upload_leaves_no_parts(
         self, tier: S3Tier, arena: Arena, boto3: Any, prefix: str, seaweed: Seaweed

@@ -175,8 +175,26 @@ async def test_answer_that_is_lost_leaves_the_object(tier: S3Tier, proxy: FaultP
     with pytest.raises(TierAway):
         await put(tier, arena, record, b"body", blocks)
     proxy.fault = NONE
+    assert tier.usage().nbytes == 0
     await put(tier, arena, record, b"body", blocks)
     assert await get(tier, arena, record) == b"body"
+    assert 0 < tier.usage().nbytes < 1000
+    await tier.delete(record, HERE)
+    assert tier.usage().nbytes == 0
+
+
+async def test_object_that_nobody_counted_gives_back_no_room(tier: S3Tier, proxy: FaultProxy, arena: Arena) -> None:
+    record, blocks = describe("k", b"body")
+    other, other_blocks = describe("other", bytes(1000))
+    await put(tier, arena, other, bytes(1000), other_blocks)
+    before = tier.usage()
+    proxy.fault = Cut(0)
+    with pytest.raises(TierAway):
+        await put(tier, arena, record, b"body", blocks)
+    proxy.fault = NONE
+    await tier.delete(record, HERE)
+    assert await tier.lookup([name_of(record)]) == [None]
+    assert tier.usage() == before
 
 
 @dataclass(frozen=True)
