@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kvgate import plugins
@@ -32,7 +32,7 @@ from kvgate.store.refusals import Refusals
 from kvgate.store.residents import Policy, Residents
 from kvgate.store.values import TierUsage
 from kvgate.store.write_budget import WriteBudget
-from kvgate.tiers.base import Copy, Inspected, Record, Tier
+from kvgate.tiers.base import Copy, Inspected, Name, Record, Tier
 from kvgate.tiers.host import HostTier
 from kvgate.tiers.rules import TierRules
 
@@ -90,6 +90,7 @@ class Copies:
         self._metrics = metrics
         self.refusals = Refusals(metrics)
         self.ghosts = ghosts
+        self._leaving: dict[tuple[int, Name], asyncio.Task[Exception | None]] = {}  # from shared tiers
         self._superseded: dict[Entry, list[Entry]] = {}  # by the version that replaces them
         self._awaited: set[Entry] = set()  # every entry in those lists
         self._tasks: asyncio.TaskGroup
@@ -190,13 +191,29 @@ class Copies:
         if rank == MEMORY:
             self.memory.drop(copy)
             return []
-        if rank in self.known:
-            self.known[rank].forget(entry.record)
         self.leaving_nbytes[rank] += entry.record.nbytes
         task = self.spawn(self._delete(entry, rank, copy, aside=aside))
         self.deletions[rank].add(task)
         task.add_done_callback(self.deletions[rank].discard)
+        if rank in self.shared_ranks:
+            place = rank, Name(*entry.record[:3])
+            self._leaving[place] = task
+            task.add_done_callback(lambda _: self._leaving.get(place) is task and self._leaving.pop(place))
         return [task]
+
+    async def gone(self, rank: int, names: Iterable[Name]) -> None:
+        """Wait until what is being deleted from a shared tier under these names is gone, lest it be found again."""
+        if tasks := {task for name in names if (task := self._leaving.get((rank, name))) is not None}:
+            await asyncio.wait(tasks)
+
+    def hand_over(self, old: Entry, entry: Entry) -> None:
+        """Give the copies in shared tiers to the entry that takes another's place with the same body."""
+        for rank in self.shared_ranks:
+            copy = old.copies[rank]
+            if copy is not None and old.leases == 0 and old.record.same_body(entry.record):
+                old.set_copy(rank, None)
+                self.residents[rank].remove(old)
+                self.add_copy(entry, rank, copy)
 
     def drop(self, entry: Entry) -> list[asyncio.Task[Exception | None]]:
         """Forget every copy, and those of the versions that it was to replace; the tasks that delete them."""
@@ -239,6 +256,10 @@ class Copies:
         else:
             for each in olds:
                 self._let_go(each)
+
+    def replaces(self, entry: Entry) -> bool:
+        """Whether what an entry replaced is kept until it is in the home tier."""
+        return entry in self._superseded
 
     def wait_for(self, entry: Entry, rank: int) -> None:
         """Note that an entry waits to be written to a tier."""
@@ -289,6 +310,8 @@ class Copies:
     async def _delete(self, entry: Entry, rank: int, copy: Copy, *, aside: bool) -> None:
         tier = self.tiers[rank]
         try:
+            if rank in self.known:
+                await self.known[rank].forget(entry.record)  # first, so that nothing is known that is not there
             if aside and isinstance(tier, Inspected):
                 await tier.set_aside(entry.record, copy)
             else:

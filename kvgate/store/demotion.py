@@ -162,6 +162,9 @@ class Demotion:
         copies = self._copies
         attempt = 0
         while entry.current and not entry.has_copy(rank) and entry.waiting >> rank & 1:
+            if rank in copies.shared_ranks and copies.replaces(entry):
+                await self._backlog.next(_RETRY_S)  # the tier may hold what this replaces, until it is in the home tier
+                continue
             try:
                 await self._mover.bring(entry, rank)
                 self._metrics.demoted.inc()

@@ -117,6 +117,7 @@ class Discovery:
         left, sure = list(names), True
         for rank in self._copies.shared_ranks:
             tier: SharedTier = self._copies.tiers[rank]  # type: ignore[assignment]
+            await self._copies.gone(rank, left)
             lookups = self._metrics.lookups.labels
             try:
                 found = await tier.lookup(left)

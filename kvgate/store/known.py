@@ -25,7 +25,7 @@ _NO_FILE = 0
 
 
 class Known:
-    """The objects that one shared tier is known to hold. `note` and `forget` return at once."""
+    """The objects that one shared tier is known to hold. `note` returns at once."""
 
     def __init__(self, path: Path, spawn: Callable[[Coroutine[Any, Any, None]], object]) -> None:
         self._path = path
@@ -50,10 +50,10 @@ class Known:
         if self._open:
             self._spawn(self._index.put(record, _NO_FILE))
 
-    def forget(self, record: Record) -> None:
-        """Forget an object."""
+    async def forget(self, record: Record) -> None:
+        """Forget an object; return when no restart would bring it back. Raises TierError."""
         if self._open:
-            self._spawn(self._index.remove(record, _NO_FILE))
+            await self._index.remove(record, _NO_FILE)
 
     def close(self) -> None:
         """Finish what is under way and close the file."""

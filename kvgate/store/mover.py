@@ -147,7 +147,9 @@ class Mover:
             return None
         tier: SharedTier = self._copies.tiers[rank]  # type: ignore[assignment]
         record = entry.record
-        [found] = await tier.lookup([Name(record.tenant, record.bucket, record.key)])
+        name = Name(*record[:3])
+        await self._copies.gone(rank, [name])
+        [found] = await tier.lookup([name])
         if found is None:
             return None
         if not found.same_body(record):

@@ -439,6 +439,7 @@ class Write:
             self._quota.give_back(replaced.record.tenant, replaced.record.nbytes)
             if not replaced.record.same_body(entry.record):
                 placement.copies.ghosts.note(replaced.record, Fate.REPLACED)
+            placement.copies.hand_over(replaced, entry)
             placement.copies.supersede(entry, replaced)
         self._on_visible(entry.record)
 

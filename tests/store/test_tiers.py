@@ -468,6 +468,29 @@ async def test_file_of_what_is_known_can_be_lost_or_broken(tmp_path: Path) -> No
         assert await opened.get(chunk(1)[0]) == chunk(1)[1]
 
 
+async def test_object_that_is_written_again_keeps_its_shared_copy(two_stores: Pair) -> None:
+    opened, key = two_stores.first, lmcache_key(1)
+    await opened.put(key, b"body")
+    await settled(opened)
+    written = opened.sample("kvgate_demoted_objects_total")
+    await opened.put(key, b"body")
+    await settled(opened)
+    assert opened.places(key) == ["host", "disk", "fs"]
+    assert opened.sample("kvgate_demoted_objects_total") == written + 1  # to the disk only
+    await two_stores.second.store.find("alpha", "bucket", key)
+    assert await two_stores.second.get(key) == b"body"
+
+
+async def test_object_with_another_body_takes_the_place_of_its_last_version_everywhere(two_stores: Pair) -> None:
+    opened, key = two_stores.first, lmcache_key(1)
+    for version in range(5):
+        await opened.put(key, b"version %d" % version)
+    await settled(opened)
+    await until(lambda: opened.places(key) == ["host", "disk", "fs"])
+    await two_stores.second.store.find("alpha", "bucket", key)
+    assert await two_stores.second.get(key) == b"version 4"
+
+
 async def test_view_of_a_discovered_body_is_whole(two_stores: Pair) -> None:
     body = os.urandom(6 * MiB + 9)
     await two_stores.first.put(lmcache_key(3), body)
