@@ -96,7 +96,7 @@ class S3:
             access.check(owner, bucket, key, operation.policy_action, call.target.query)
         if caller is None:  # who shares with everyone pays for everyone; what is refused costs an owner nothing
             self._store.rates.requests.take(owner.name)
-        if key and request.method in _LOOKING and self._store.may_find(owner.name, bucket, key):
+        if key and caller is not owner and request.method in _LOOKING and self._store.may_find(owner.name, bucket, key):
             await self._store.find(owner.name, bucket, key)  # for those who may see what it finds
         try:
             return await operation.run(Context(self._store, self._region, owner, access, settings), call)
