@@ -19,6 +19,8 @@ class Row(NamedTuple):
 
 
 INTERNAL = Row("InternalError", 500)
+UNAVAILABLE = Row("ServiceUnavailable", 503)
+"""A tier cannot be used now. Its words, which name servers and paths, are the operator's."""
 
 TABLE: dict[type[BaseException], Row] = {
     # identity
@@ -86,7 +88,9 @@ TABLE: dict[type[BaseException], Row] = {
     errors.ArenaFull: Row("SlowDown", 503),
     errors.TierFull: Row("SlowDown", 503),
     errors.TierBusy: Row("SlowDown", 503),
-    errors.TierAway: Row("ServiceUnavailable", 503),
+    errors.TierError: UNAVAILABLE,
+    errors.NotInTier: INTERNAL,  # as is the next one, where the store lets it out: by a defect
+    errors.CorruptCopy: INTERNAL,
     errors.Overloaded: Row("SlowDown", 503),
     # leases and reservations
     errors.NoSuchLease: Row("NoSuchLease", 404),
@@ -112,4 +116,6 @@ def message_of(error: BaseException) -> str:
     """What the caller may read about an error: the domain's own words, and nothing of a defect."""
     if row_of(error) is INTERNAL:
         return "kvgate could not carry out the request; its log has the cause under this request id"
+    if row_of(error) is UNAVAILABLE:
+        return "a tier that this needs cannot be used now; try again"
     return str(error)

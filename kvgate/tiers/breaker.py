@@ -72,11 +72,16 @@ class Breaker(Wrapper):
         except TierBusy:
             raise
         except TierError as error:
-            if error.transient:
-                self._fail(period, error)
+            self._fail(period, error) if error.transient else self._note(error)
             raise
         self._circuit.succeeded(period)
         return result
+
+    def _note(self, error: TierError) -> None:
+        """Tell the operator of an error that waiting does not mend."""
+        if self._circuit.health.error != str(error):
+            logger.warning("the %s tier failed: %s", self.name, error)
+        self._circuit.note(str(error))
 
     def _fail(self, period: int, error: TierError) -> None:
         was_closed = self._circuit.state == "closed"

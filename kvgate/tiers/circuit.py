@@ -89,6 +89,10 @@ class Circuit:
         elif self.state == "closed" and self._failures >= self._most_failures:
             self.trip(error)
 
+    def note(self, error: str) -> None:
+        """An error that is not the tier's absence, such as a password that it refuses."""
+        self._error = error
+
     def trip(self, error: str) -> None:
         """Open a closed circuit at once."""
         self._error = error

@@ -385,4 +385,5 @@ def _tier_errors() -> Iterator[None]:
             raise TierFull(f"the disk is full: {error.strerror}") from error
         if error.errno in _OUT_OF_MEANS:
             raise TierBusy(f"the disk tier cannot do this now: {error.strerror}") from error
-        raise TierError(f"the disk tier failed: {error}", transient=error.errno in _TRANSIENT) from error
+        logger.error("the disk tier failed: %s", error)  # noqa: TRY400 - a disk is no defect of ours
+        raise TierError(f"the disk tier failed: {error.strerror}", transient=error.errno in _TRANSIENT) from error

@@ -45,6 +45,11 @@ _RETRY_AFTER = re.compile(r"[0-9]{1,9}")
 _MAX_QUIET_S = 10
 _UNPRINTABLE = re.compile(r"[^ -~]+")
 _AWAY = frozenset({429, 503})
+_ON_THE_WAY = frozenset(
+    {"BadDigest", "IncompleteBody", "InvalidDigest", "NoSuchUpload", "RequestTimeout", "XAmzContentChecksumMismatch"}
+)
+"""What the store got was not what was sent, or not all of it: sent again, it may be."""
+
 _FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "StoreFull"})
 _MENDS = {
     "AccessDenied": "allow its key pair s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket (docs/tiers.md)",
@@ -305,7 +310,7 @@ class S3Calls:
             return ConditionIgnored(f"{said}: {words}")
         mend = _MENDS.get(code) or (_MENDS["AccessDenied"] if status == 403 else "")
         detail = f"; mend: {mend}" if mend else f": {words}" if words else ""
-        return TierError(f"{said}{detail}", transient=status >= 500 or status in (408, 409) or code == "NoSuchUpload")
+        return TierError(f"{said}{detail}", transient=status >= 500 or status in (408, 409) or code in _ON_THE_WAY)
 
 
 def strong_etag(headers: Headers) -> str:

@@ -27,7 +27,9 @@ def row(name: str, outcome: Outcome) -> str:
         _told(outcome.matches),
         "200, away" if outcome.away else "200" if outcome.ready else "503",
         f"{outcome.recovery_s:.1f} s",
-        f"{outcome.written_s:.1f} s" + (f", but {outcome.not_written}" if outcome.not_written else ""),
+        f"{outcome.not_written} of {outcome.puts.results['200']} never"
+        if outcome.not_written
+        else f"{outcome.written_s:.1f} s",
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -16,11 +16,10 @@ INTERNAL_DEFECTS = {
     errors.KVGateError,
     errors.ConfigError,
     errors.LeaseReleased,
-    errors.TierError,
     errors.NotInTier,
     errors.CorruptCopy,
 }
-"""What an operation lets out only by a defect or a broken tier: the caller is told nothing of it."""
+"""What an operation lets out only by a defect: the caller is told nothing of it."""
 
 ELSEWHERE = {errors.UnsupportedModel, errors.GatewayError, errors.InvalidFrame}
 """Raised by the client and the adapters only."""
@@ -32,6 +31,13 @@ def test_every_error_that_can_come_here_has_a_row(cls: type[errors.KVGateError])
         assert row_of(cls.__new__(cls)) is INTERNAL
     else:
         assert any(base in TABLE for base in cls.__mro__)
+
+
+def test_what_a_tier_says_is_not_for_its_clients() -> None:
+    away = errors.TierAway("redis at 10.0.0.5:6379 is not reached")
+    status, headers, fields = respond(away)
+    assert (status, fields["Code"], headers["Retry-After"]) == (503, "ServiceUnavailable", "1")
+    assert "10.0.0.5" not in str(fields)
 
 
 def respond(error: Exception, method: str = "GET") -> tuple[int, dict[str, str], dict[str, str | None]]:

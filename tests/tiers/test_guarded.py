@@ -338,6 +338,16 @@ async def test_a_tier_that_can_never_start_says_so(place: Place) -> None:
         await Breaker(FarTier(place), rules()).start(lambda _: None)
 
 
+async def test_what_waiting_does_not_mend_is_told_once_and_stands_in_the_health(
+    place: Place, caplog: pytest.LogCaptureFixture
+) -> None:
+    place.errors["lookup"] = [TierError("wrong password") for _ in range(5)]
+    tier = Breaker(FarTier(place), rules(failures=1))
+    await fail(tier, 5)
+    assert (tier.health.state, tier.health.error) == ("closed", "wrong password")
+    assert len(caplog.records) == 1
+
+
 async def test_closing_ends_a_trial_that_hangs(place: Place) -> None:
     tier = Breaker(FarTier(place), rules(failures=1))
     place.errors["lookup"] = [TierAway("no route")]
