@@ -94,6 +94,7 @@ TABLE: dict[type[BaseException], Row] = {
     errors.Overloaded: Row("SlowDown", 503),
     # leases and reservations
     errors.NoSuchLease: Row("NoSuchLease", 404),
+    errors.NoSuchJob: Row("NoSuchJob", 404),
     errors.NoSuchReservation: Row("NoSuchReservation", 404),
     errors.SliceConflict: Row("SliceConflict", 409),
 }

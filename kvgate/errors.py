@@ -213,6 +213,10 @@ class NoSuchLease(KVGateError):
     """A lease that does not exist, has ended, or belongs to another tenant."""
 
 
+class NoSuchJob(KVGateError):
+    """A job that does not exist, has been forgotten, or belongs to another tenant."""
+
+
 class NoSuchReservation(KVGateError):
     """A reservation that does not exist, has ended, or belongs to another tenant."""
 

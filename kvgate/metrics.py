@@ -125,6 +125,13 @@ class Metrics:
         self.expired = self._counter(
             "kvgate_expired_objects_total", "Objects deleted because a lifecycle rule or a lifetime made them expire"
         )
+        self.jobs = Gauge("kvgate_jobs", "Jobs of tenants, by what they do", ["state"], registry=self.registry)
+        self.job_objects = Counter(
+            "kvgate_job_objects_total",
+            "Objects that jobs have worked on, by what came of it",
+            ["kind", "result"],
+            registry=self.registry,
+        )
         self.pinned_bytes = Gauge(
             "kvgate_pinned_bytes", "Bytes of objects that owners have pinned hard", registry=self.registry
         )

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import ChunkKey, check_bucket, parse_key
 from kvgate.chunk.space import Space
 from kvgate.cli import connection
 from kvgate.cli.address import Address, bucket_address
+from kvgate.cli.hashes import HASH, read_hashes
 from kvgate.cli.terminal import human_duration, human_size, printable
 from kvgate.client.sync import Client
 from kvgate.client.values import Explained, Explanation
@@ -36,9 +34,7 @@ examples:
   kvgate explain s3://chunks/ --manifest engine.json --hashes-from prompt.txt      a space that may not be here
 """
 
-_HASH = re.compile(rf"[0-9a-f]{{{2 * HASH_NBYTES}}}")
 _PER_CALL = 1024
-_MAX_FILE_NBYTES = 64 << 20
 _PRESENT = "present"
 _UNWRITTEN = ("never-written", "not-written")
 
@@ -68,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
         elif address.key or space is None:
             raise ConfigError("--hashes-from needs a bucket alone, s3://BUCKET/, and --space or --manifest")
         else:
-            explained = _many(client, address.bucket, space, _hashes(options.hashes_from))
+            explained = _many(client, address.bucket, space, read_hashes(options.hashes_from))
     if options.json:
         print(json.dumps(dataclasses.asdict(explained), indent=2))
     else:
@@ -86,30 +82,9 @@ def _space(options: argparse.Namespace) -> tuple[str, dict[str, Any] | None] | N
         if options.space not in (None, space.id):
             raise ConfigError(f"--manifest: it is the manifest of space {space.id}, and --space names another")
         return space.id, space.manifest()
-    if options.space is not None and not _HASH.fullmatch(options.space):
+    if options.space is not None and not HASH.fullmatch(options.space):
         raise ConfigError("--space: expected 64 lower-case hex digits")
     return None if options.space is None else (options.space, None)
-
-
-def _hashes(name: str) -> list[bytes]:
-    """The hashes in a file, one a line. Raises ConfigError naming the line that has none."""
-    try:
-        if name == "-":
-            text = sys.stdin.read(_MAX_FILE_NBYTES + 1)
-        else:
-            with Path(name).open() as file:
-                text = file.read(_MAX_FILE_NBYTES + 1)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{name}: cannot be read") from error
-    if len(text) > _MAX_FILE_NBYTES:
-        raise ConfigError(f"{name}: longer than {human_size(_MAX_FILE_NBYTES)}")
-    lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    for number, line in lines:
-        if not _HASH.fullmatch(line):
-            raise ConfigError(f"{name}, line {number}: expected a hash of 64 lower-case hex digits")
-    if not lines:
-        raise ConfigError(f"{name}: holds no hash")
-    return [bytes.fromhex(line) for _, line in lines]
 
 
 def _one(client: Client, address: Address, space: tuple[str, dict[str, Any] | None] | None) -> Explained:

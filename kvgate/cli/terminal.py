@@ -34,6 +34,12 @@ def human_duration(seconds: float) -> str:
     return f"{max(0, seconds):.0f} s"
 
 
+def bar(share: float, width: int = 20) -> str:
+    """A bar of so many characters, filled as far as `share` of 1 says."""
+    filled = int(max(0.0, min(share, 1.0)) * width)
+    return f"[{'#' * filled}{'-' * (width - filled)}]"
+
+
 class Progress:
     """One line on standard error that is rewritten as work goes on, and is silent when nobody watches."""
 

@@ -41,14 +41,19 @@ from kvgate.client.session import SessionToken
 from kvgate.client.transport import TCP, UNIX, Transport
 from kvgate.client.values import (
     Bucket,
+    Chosen,
     ChunkRead,
     Entry,
     Explained,
+    Job,
     Loaded,
     Match,
     Object,
     ObjectInfo,
+    Prefetched,
     Reservation,
+    Retained,
+    Retention,
     Slice,
     SliceWritten,
     Stats,
@@ -152,6 +157,47 @@ class AsyncClient:
 
     async def explain_keys(self, bucket: str, keys: Sequence[str], *, deadline_s: float | None = None) -> Explained:
         return await self._perform(self._calls.explain_keys(bucket, keys), deadline_s)
+
+    async def prefetch(
+        self, bucket: str, space: str, hashes: Sequence[bytes], *, deadline_s: float | None = None
+    ) -> Prefetched:
+        return await self._perform(self._calls.prefetch(bucket, space, hashes), deadline_s)
+
+    async def retain(
+        self,
+        chosen: Chosen,
+        *,
+        pin: str | None = None,
+        pin_s: float | None = None,
+        ttl_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> Retained:
+        return await self._perform(self._calls.retain(chosen, pin, pin_s, ttl_s), deadline_s)
+
+    async def retention(self, *, deadline_s: float | None = None) -> Retention:
+        return await self._perform(self._calls.retention(), deadline_s)
+
+    async def start_job(
+        self,
+        kind: str,
+        chosen: Chosen,
+        *,
+        tier: str | None = None,
+        source: str | None = None,
+        pin: str | None = None,
+        pin_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> Job:
+        return await self._perform(self._calls.start_job(kind, chosen, tier, source, pin, pin_s), deadline_s)
+
+    async def jobs(self, *, deadline_s: float | None = None) -> Sequence[Job]:
+        return await self._perform(self._calls.jobs(), deadline_s)
+
+    async def job(self, id: str, *, deadline_s: float | None = None) -> Job:
+        return await self._perform(self._calls.job(id), deadline_s)
+
+    async def cancel_job(self, id: str, *, deadline_s: float | None = None) -> Job:
+        return await self._perform(self._calls.cancel_job(id), deadline_s)
 
     async def release(self, lease: str, *, deadline_s: float | None = None) -> None:
         await self._perform(self._calls.release(lease), deadline_s)

@@ -25,12 +25,17 @@ from kvgate.client.values import (
     Entry,
     Explained,
     Explanation,
+    Job,
     LocalWays,
     Match,
     NearSpace,
     ObjectInfo,
     Page,
+    Prefetched,
     Reservation,
+    Retained,
+    Retention,
+    RetentionRule,
     Session,
     SliceWritten,
     Stats,
@@ -185,6 +190,89 @@ def _tier_usage(usage: _Fields) -> TierUsage:
         floor_nbytes=usage.one("floor_nbytes", int),
         weight=usage.number("weight"),
         fair_nbytes=usage.one_or_none("fair_nbytes", int),
+    )
+
+
+def read_prefetched(answer: Answer) -> Prefetched:
+    accept(answer, 200)
+    fields = _unpacked(answer)
+    tiers = tuple(fields.listed("tiers", str))
+    ranks = tuple(fields.listed("ranks", int))
+    if ranks and not (min(ranks) >= -1 and max(ranks) < len(tiers)):
+        malformed(answer.status, "a rank without a tier")
+    return Prefetched(tiers, ranks, fields.one("wanted", int))
+
+
+def read_retained(answer: Answer) -> Retained:
+    accept(answer, 200)
+    fields = _unpacked(answer)
+    rule = fields.one_or_none("rule", dict)
+    return Retained(tuple(fields.listed("states", str)), None if rule is None else _rule(answer.status, rule))
+
+
+def read_retention(answer: Answer) -> Retention:
+    accept(answer, 200)
+    fields = _unpacked(answer)
+    return Retention(
+        fields.one("pinned_objects", int),
+        fields.one("pinned_nbytes", int),
+        fields.one_or_none("pinned_limit_nbytes", int),
+        fields.one("marks", int),
+        tuple([_rule(answer.status, rule) for rule in fields.listed("rules", dict)]),
+    )
+
+
+def _rule(status: int, members: object) -> RetentionRule:
+    fields = _Fields(status, members)
+    return RetentionRule(
+        fields.one("bucket", str),
+        fields.one("prefix", str),
+        fields.one("pin", str),
+        fields.number_or_none("pin_expires_s"),
+        fields.number_or_none("ttl_s"),
+    )
+
+
+def read_jobs(answer: Answer) -> list[Job]:
+    accept(answer, 200)
+    return [_job(answer.status, members) for members in _unpacked(answer).listed("jobs", dict)]
+
+
+def read_job(answer: Answer) -> Job:
+    jobs = read_jobs(answer)
+    if len(jobs) != 1:
+        malformed(answer.status, "one job was expected")
+    return jobs[0]
+
+
+def _job(status: int, members: object) -> Job:
+    fields = _Fields(status, members)
+    objects, nbytes, rate = (_Fields(status, fields.one(name, dict)) for name in ("objects", "nbytes", "rate"))
+    reasons = [_Fields(status, each) for each in fields.listed("reasons", dict)]
+    examples = [_Fields(status, each) for each in fields.listed("examples", dict)]
+    return Job(
+        id=fields.one("id", str),
+        kind=fields.one("kind", str),
+        state=fields.one("state", str),
+        message=fields.one("message", str),
+        bucket=fields.one("bucket", str),
+        prefix=fields.one_or_none("prefix", str),
+        selected=fields.one_or_none("selected", int),
+        options=fields.one("options", dict),
+        created_ms=fields.one("created_ms", int),
+        started_ms=fields.one_or_none("started_ms", int),
+        ended_ms=fields.one_or_none("ended_ms", int),
+        total=objects.one("total", int),
+        done=objects.one("done", int),
+        skipped=objects.one("skipped", int),
+        failed=objects.one("failed", int),
+        unmet=objects.one("unmet", int),
+        total_nbytes=nbytes.one("total", int),
+        done_nbytes=nbytes.one("done", int),
+        objects_s=rate.number("objects_s"),
+        nbytes_s=rate.number("nbytes_s"),
+        reasons=tuple([(each.one("reason", str), each.one("objects", int)) for each in reasons]),
+        examples=tuple([(each.one("key", str), each.one("why", str)) for each in examples]),
     )
 
 

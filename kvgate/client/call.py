@@ -28,11 +28,16 @@ from kvgate.client import answer
 from kvgate.client.answer import Answer
 from kvgate.client.values import (
     Bucket,
+    Chosen,
     Explained,
+    Job,
     Match,
     ObjectInfo,
     Page,
+    Prefetched,
     Reservation,
+    Retained,
+    Retention,
     Session,
     SliceWritten,
     Stats,
@@ -139,6 +144,40 @@ class Calls:
 
     def explain_keys(self, bucket: str, keys: Sequence[str]) -> Call[Explained]:
         return self._ask("/_kv/v1/explain", {"bucket": bucket, "keys": list(keys)}, answer.read_explained)
+
+    def prefetch(self, bucket: str, space: str, hashes: Sequence[bytes]) -> Call[Prefetched]:
+        _check_hashes(hashes)
+        members = {"bucket": bucket, "space": space, "hashes": b"".join(hashes)}
+        return self._ask("/_kv/v1/prefetch", members, answer.read_prefetched)
+
+    def retain(self, chosen: Chosen, pin: str | None, pin_s: float | None, ttl_s: float | None) -> Call[Retained]:
+        members = {**_chosen(chosen), **_given(pin=pin, pin_s=pin_s, ttl_s=ttl_s)}
+        return self._ask("/_kv/v1/retain", members, answer.read_retained)
+
+    def retention(self) -> Call[Retention]:
+        return self._call("GET", "/_kv/v1/retention", answer.read_retention, headers={"accept": MSGPACK})
+
+    def start_job(
+        self,
+        kind: str,
+        chosen: Chosen,
+        tier: str | None,
+        source: str | None,
+        pin: str | None,
+        pin_s: float | None,
+    ) -> Call[Job]:
+        """Not repeatable: it would begin a second job."""
+        members = {**_chosen(chosen), "kind": kind, **_given(tier=tier, source=source, pin=pin, pin_s=pin_s)}
+        return self._ask("/_kv/v1/jobs", members, answer.read_job, repeatable=False)
+
+    def jobs(self) -> Call[list[Job]]:
+        return self._call("GET", "/_kv/v1/jobs", answer.read_jobs, headers={"accept": MSGPACK})
+
+    def job(self, id: str) -> Call[Job]:
+        return self._call("GET", "/_kv/v1/jobs", answer.read_job, query=_job_query(id), headers={"accept": MSGPACK})
+
+    def cancel_job(self, id: str) -> Call[Job]:
+        return self._call("DELETE", "/_kv/v1/jobs", answer.read_job, query=_job_query(id), headers={"accept": MSGPACK})
 
     def release(self, lease: str) -> Call[None]:
         """Repeatable, because what did not arrive released nothing."""
@@ -323,6 +362,28 @@ def _path(bucket: str, key: str | None = None) -> str:
 def _check_hashes(hashes: Sequence[bytes]) -> None:
     if any(len(chunk_hash) != HASH_NBYTES for chunk_hash in hashes):
         raise InvalidArgument(f"a chunk hash is {HASH_NBYTES} bytes")
+
+
+def _chosen(chosen: Chosen) -> dict[str, object]:
+    """The members that select objects. Raises InvalidArgument."""
+    given = [each for each in (chosen.keys, chosen.hashes, chosen.prefix) if each is not None]
+    if len(given) != 1:
+        raise InvalidArgument("one of keys, hashes (with a space) and prefix is needed")
+    members: dict[str, object] = {"bucket": chosen.bucket}
+    if chosen.keys is not None:
+        return members | {"keys": list(chosen.keys)}
+    if chosen.prefix is not None:
+        return members | {"prefix": chosen.prefix}
+    _check_hashes(chosen.hashes or ())
+    return members | {"space": chosen.space, "hashes": b"".join(chosen.hashes or ())}
+
+
+def _given(**members: object) -> dict[str, object]:
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def _job_query(id: str) -> str:
+    return f"id={quote(id, safe='~')}"
 
 
 def _span(name: str, indices: range | None) -> dict[str, str]:

@@ -21,14 +21,19 @@ from kvgate.client.session import SessionToken
 from kvgate.client.transport import TCP, UNIX, Transport
 from kvgate.client.values import (
     Bucket,
+    Chosen,
     ChunkRead,
     Entry,
     Explained,
+    Job,
     Loaded,
     Match,
     Object,
     ObjectInfo,
+    Prefetched,
     Reservation,
+    Retained,
+    Retention,
     Slice,
     SliceWritten,
     Stats,
@@ -159,6 +164,59 @@ class Client:
     def explain_keys(self, bucket: str, keys: Sequence[str], *, deadline_s: float | None = None) -> Explained:
         """As `explain`, for any keys."""
         return self._ask(self._calls.explain_keys(bucket, keys), deadline_s)
+
+    def prefetch(
+        self, bucket: str, space: str, hashes: Sequence[bytes], *, deadline_s: float | None = None
+    ) -> Prefetched:
+        """Have chunks brought to memory that will be read soon, without waiting for them; where they lie now."""
+        return self._ask(self._calls.prefetch(bucket, space, hashes), deadline_s)
+
+    def retain(
+        self,
+        chosen: Chosen,
+        *,
+        pin: str | None = None,
+        pin_s: float | None = None,
+        ttl_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> Retained:
+        """Keep objects, or say when they end; what is answered survives a restart. See docs/retention.md.
+
+        pin:   `hard`, `soft` or `none`; pin_s: for how long
+        ttl_s: how long objects that are named live from now, and those under a prefix from when they are written; 0 is
+               for ever
+        """
+        return self._ask(self._calls.retain(chosen, pin, pin_s, ttl_s), deadline_s)
+
+    def retention(self, *, deadline_s: float | None = None) -> Retention:
+        """What the tenant has asked to be kept, and how much more it may."""
+        return self._ask(self._calls.retention(), deadline_s)
+
+    def start_job(
+        self,
+        kind: str,
+        chosen: Chosen,
+        *,
+        tier: str | None = None,
+        source: str | None = None,
+        pin: str | None = None,
+        pin_s: float | None = None,
+        deadline_s: float | None = None,
+    ) -> Job:
+        """Begin what takes long: `prefetch`, `copy`, `move`, `clear`, `pin` or `unpin`. See docs/jobs.md."""
+        return self._ask(self._calls.start_job(kind, chosen, tier, source, pin, pin_s), deadline_s)
+
+    def jobs(self, *, deadline_s: float | None = None) -> Sequence[Job]:
+        """The tenant's jobs, the newest first."""
+        return self._ask(self._calls.jobs(), deadline_s)
+
+    def job(self, id: str, *, deadline_s: float | None = None) -> Job:
+        """One job. GatewayError NoSuchJob when it has been forgotten."""
+        return self._ask(self._calls.job(id), deadline_s)
+
+    def cancel_job(self, id: str, *, deadline_s: float | None = None) -> Job:
+        """End a job where it is; as it ended. GatewayError NoSuchJob when it has been forgotten."""
+        return self._ask(self._calls.cancel_job(id), deadline_s)
 
     def release(self, lease: str, *, deadline_s: float | None = None) -> None:
         """End a lease. GatewayError NoSuchLease when it has ended already."""

@@ -131,6 +131,104 @@ class Slice:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefetched:
+    """Where chunks lay when they were asked to be prefetched.
+
+    ranks:  for each chunk the fastest tier that held it, as an index into `tiers`; -1 for none
+    wanted: how many are to be brought to memory
+    """
+
+    tiers: tuple[str, ...]
+    ranks: tuple[int, ...]
+    wanted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Objects of one bucket, by `keys`, by `hashes` of a `space`, or by a `prefix`, of which an empty one is all."""
+
+    bucket: str
+    keys: Sequence[str] | None = None
+    space: str = ""
+    hashes: Sequence[bytes] | None = None
+    prefix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionRule:
+    """What holds for every key of a bucket that begins with a prefix. None is no end."""
+
+    bucket: str
+    prefix: str
+    pin: str
+    pin_expires_s: float | None
+    ttl_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """What became of each object that was named (`done`, `missing` or `refused`), or the rule of the prefix."""
+
+    states: tuple[str, ...]
+    rule: RetentionRule | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What a tenant has asked to be kept.
+
+    pinned_objects, pinned_nbytes: with hard pins; pinned_limit_nbytes: what there is room for, None for no limit
+    marks: objects that have a pin or an end by a call of their own
+    """
+
+    pinned_objects: int
+    pinned_nbytes: int
+    pinned_limit_nbytes: int | None
+    marks: int
+    rules: tuple[RetentionRule, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as it is now; see docs/jobs.md.
+
+    state:     waiting, running or checking; or how it ended: done, incomplete, failed, cancelled or interrupted
+    prefix:    None for a job about objects that were named, which `selected` counts
+    done, skipped, failed, unmet, total: objects; done_nbytes, total_nbytes: their bytes
+    objects_s, nbytes_s: a second, since it started to work
+    reasons:   why objects were skipped or failed, with how many; examples: keys of which it does not hold, and why
+    """
+
+    id: str
+    kind: str
+    state: str
+    message: str
+    bucket: str
+    prefix: str | None
+    selected: int | None
+    options: Mapping[str, object]
+    created_ms: int
+    started_ms: int | None
+    ended_ms: int | None
+    total: int
+    done: int
+    skipped: int
+    failed: int
+    unmet: int
+    total_nbytes: int
+    done_nbytes: int
+    objects_s: float
+    nbytes_s: float
+    reasons: tuple[tuple[str, int], ...]
+    examples: tuple[tuple[str, str], ...]
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it works no more."""
+        return self.ended_ms is not None
+
+
+@dataclass(frozen=True, slots=True)
 class TierUsage:
     """What one tenant has in one tier, and may have.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvgate.errors import MethodNotAllowed, UnsupportedOperation
-from kvgate.kvapi import explain, match, peer, read, release, reserve, retention, session, stats, tenant
+from kvgate.kvapi import explain, jobs, match, peer, prefetch, read, release, reserve, retention, session, stats, tenant
 from kvgate.kvapi.call import Call
 from kvgate.tiers.peer_records import OBJECT, RECORDS
 
@@ -15,6 +15,10 @@ ROUTES: dict[tuple[str, str], Call] = {
     ("POST", "/_kv/v1/read"): read.call,
     ("POST", "/_kv/v1/explain"): explain.call,
     ("POST", "/_kv/v1/release"): release.call,
+    ("POST", "/_kv/v1/prefetch"): prefetch.call,
+    ("POST", "/_kv/v1/jobs"): jobs.start,
+    ("GET", "/_kv/v1/jobs"): jobs.list_,
+    ("DELETE", "/_kv/v1/jobs"): jobs.cancel,
     ("POST", "/_kv/v1/retain"): retention.retain,
     ("GET", "/_kv/v1/retention"): retention.retention,
     ("POST", "/_kv/v1/session"): session.call,

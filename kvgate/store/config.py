@@ -8,6 +8,7 @@ from typing import Literal
 from kvgate.config import MiB, Seconds, Size, option
 from kvgate.errors import ConfigError
 from kvgate.store.discovery import DiscoveryConfig
+from kvgate.store.jobs import JobsConfig
 from kvgate.store.prefetch import PrefetchConfig
 from kvgate.store.retention import RetentionConfig
 from kvgate.store.scrub import ScrubConfig
@@ -75,6 +76,7 @@ class StoreConfig:
     )
     scrub: ScrubConfig = option(default=ScrubConfig(), help="the verification of copies that nobody reads")
 
+    jobs: JobsConfig = option(default=JobsConfig(), help="how many jobs tenants may have, and what they may do at once")
     retention: RetentionConfig = option(default=RetentionConfig(), help="how much owners may ask to be kept")
 
     def __post_init__(self) -> None:

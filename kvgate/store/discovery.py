@@ -70,7 +70,7 @@ class Discovery:
         if not self._copies.shared_ranks:
             return False
         try:
-            if self._index.get(tenant, bucket, key) is not None:
+            if key in self._index.objects(tenant, bucket):  # where its end has come, it is still to be removed
                 return False
         except NoSuchBucket:
             return False
@@ -139,7 +139,7 @@ class Discovery:
     def _adopt(self, record: Record, rank: int) -> None:
         """Make what a shared tier holds visible here."""
         try:
-            entry = self._index.get(record.tenant, record.bucket, record.key)
+            entry = self._index.objects(record.tenant, record.bucket).get(record.key)
         except NoSuchBucket:
             return
         if entry is not None:  # which has come meanwhile

@@ -41,7 +41,7 @@ class ForeignClients:
         self._config = config
         self._metrics = metrics
         self._clock = clock
-        self._prefetch = Prefetch(placement, config, metrics, clock)
+        self.prefetch = Prefetch(placement, config, metrics, clock)
         self._runs: dict[str, Runs] = {}  # by the tenant whose requests they are
         self._models: set[tuple[str, str]] = set()  # systems and models with metrics of their own
 
@@ -54,7 +54,7 @@ class ForeignClients:
         self._count(foreign, "HEAD", hit=entry is not None)
         self._learn(caller, tenant, bucket, key, foreign)
         if entry is not None:
-            self._prefetch.want(caller, [entry, *self._ahead(caller, entry, foreign)])
+            self.prefetch.want(caller, [entry, *self._ahead(caller, entry, foreign)])
 
     def note_get(self, caller: str, tenant: str, bucket: str, key: str) -> bool:
         """Note that a client reads an object or a range of it; whether all of it will be read. Raises NoSuchBucket."""
@@ -65,8 +65,8 @@ class ForeignClients:
         self._count(foreign, "GET", hit=entry is not None)
         if entry is not None:
             self._learn(caller, tenant, bucket, key, foreign)
-            self._prefetch.note_read(entry)
-            self._prefetch.want(caller, self._ahead(caller, entry, foreign))
+            self.prefetch.note_read(entry)
+            self.prefetch.want(caller, self._ahead(caller, entry, foreign))
         return True
 
     def note_put(self, record: Record) -> None:
@@ -77,16 +77,16 @@ class ForeignClients:
 
     def expire(self) -> None:
         """Give up what was prefetched in vain. To be called about once a second."""
-        self._prefetch.expire()
+        self.prefetch.expire()
 
     def collect(self) -> None:
         """Bring the gauges of the metrics up to date."""
-        self._metrics.prefetch_unread_bytes.set(self._prefetch.unread_nbytes)
+        self._metrics.prefetch_unread_bytes.set(self.prefetch.unread_nbytes)
         self._metrics.run_keys.set(sum(map(len, self._runs.values())))
 
     def stop(self) -> None:
         """Prefetch nothing more."""
-        self._prefetch.stop()
+        self.prefetch.stop()
 
     def _learn(self, caller: str, tenant: str, bucket: str, key: str, foreign: ForeignKey) -> None:
         runs = self._runs.get(caller)

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal
 
@@ -113,9 +113,23 @@ class Keeper:
             except TierError:
                 for entry, mark in reversed(before):
                     if entry.current:
-                        self._retention.put_mark(entry, mark)
+                        self._retention.put_mark(entry.record[:2], entry.record.key, mark, entry)
                 raise
         return states
+
+    async def unpin(self, tenant: str, bucket: str, keys: Sequence[str]) -> None:
+        """Take the pins of keys away, of those too that nothing lies under. Raises NoSuchBucket, TierError."""
+        place = tenant, bucket
+        for start in range(0, len(keys), _STEP):
+            objects, statements = self._index.objects(tenant, bucket), []
+            for key in keys[start : start + _STEP]:
+                mark = self._retention.marked(place, key)
+                if mark.pin:
+                    self._retention.put_mark(
+                        place, key, replace(mark, pin=Pin.NONE, pin_until_ms=None), objects.get(key)
+                    )
+                    statements.append(self._statement(place, key))
+            await self._file.write(statements)
 
     async def keep_prefix(self, tenant: str, bucket: str, prefix: str, change: Change) -> Rule:
         """Change the rule of a prefix, so that it survives; the rule that there is then, empty for none.
@@ -195,7 +209,8 @@ class Keeper:
             self._retention.put_rule((tenant, bucket), Rule(prefix, Pin(pin), pin_until_ms, ttl_ms))
         marked = self._file.rows("select * from marks")
         for tenant, bucket, key, pin, pin_until_ms, expires_ms, version_ms in marked:
-            self._retention.load_mark((tenant, bucket), key, Mark(Pin(pin), pin_until_ms, expires_ms, version_ms))
+            mark = Mark(Pin(pin), pin_until_ms, expires_ms, version_ms)
+            self._retention.put_mark((tenant, bucket), key, mark, None)
         appeared = set(timed)
         for entry in timed:
             self._retention.appeared(entry)

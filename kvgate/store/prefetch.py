@@ -1,5 +1,7 @@
 """Prefetch: objects that will probably be read are brought to memory before their GETs come.
 
+What is guessed from the requests of other KV systems' clients, and what engines ask for, has the same limits.
+
 Invariants
 1. What is being brought to memory ahead of requests, or lies there unread, takes at most `share` of memory; where it is
    for several tenants, none of them begins more when it has an equal part of that.
@@ -28,7 +30,7 @@ _MAX_QUEUED = 1024
 
 @dataclass(frozen=True)
 class PrefetchConfig:
-    """What is learnt from the requests of other KV systems' clients, and what is fetched for them ahead of time."""
+    """What is learnt from the requests of other KV systems' clients, and what is fetched ahead of time."""
 
     share: float = option(
         default=0.25,
@@ -36,6 +38,11 @@ class PrefetchConfig:
     )
     ahead: int = option(default=8, help="how many objects of a run are prefetched behind the one that was asked for")
     concurrency: int = option(default=2, help="objects prefetched at the same time")
+    after_match: int = option(
+        default=0,
+        help="how many chunks of a `match` that lie in lower tiers are prefetched, from the first on; 0 leaves them to "
+        "the reads that follow, more hides a slow tier from engines that take their time until they read",
+    )
     hold: Seconds = option(default=Seconds(30.0), help="how long a prefetched object waits in memory for its GET")
     keys: int = option(default=50_000, help="keys of a tenant whose order is remembered, each in about half a kilobyte")
     models: int = option(default=100, help="models with metrics of their own; later ones are counted as `other`")
@@ -43,7 +50,13 @@ class PrefetchConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ConfigError(f"share: expected 0 to 1, got {self.share:g}")
-        ranges = {"ahead": (0, 256), "concurrency": (1, 64), "keys": (1, 10_000_000), "models": (0, 10_000)}
+        ranges = {
+            "ahead": (0, 256),
+            "after_match": (0, 65_536),
+            "concurrency": (1, 64),
+            "keys": (1, 10_000_000),
+            "models": (0, 10_000),
+        }
         for key, (lowest, highest) in ranges.items():
             if not lowest <= getattr(self, key) <= highest:
                 raise ConfigError(f"{key}: expected {lowest} to {highest}, got {getattr(self, key)}")
@@ -86,9 +99,13 @@ class Prefetch:
         """Bytes of memory taken for what has not been read."""
         return self._unread_nbytes.total()
 
-    def want(self, caller: str, entries: Iterable[Entry]) -> None:
-        """Prefetch entries for a tenant that lie in lower tiers only, in this order, when there is room for them."""
+    def want(self, caller: str, entries: Iterable[Entry]) -> int:
+        """Prefetch entries for a tenant that lie in lower tiers only, in this order, when there is room for them.
+
+        How many of them wait or are being brought to memory now.
+        """
         now = self._clock()
+        wanted = 0
         for entry in entries:
             if entry in self._guesses or not self._is_below(entry):
                 continue
@@ -97,7 +114,9 @@ class Prefetch:
             queue = self._queues.setdefault(caller, OrderedDict())
             if len(queue) < _MAX_QUEUED:
                 queue.setdefault(entry, now)
+            wanted += entry in queue
         self._start_next()
+        return wanted
 
     def note_read(self, entry: Entry) -> None:
         """Note that an entry is being read by a request."""

@@ -282,15 +282,17 @@ class Retention:
             raise TooManyMarks(f"this tenant may have {self._config.max_marks} objects marked (retention.max_marks)")
         if after.pin is Pin.HARD and entry.pin is not Pin.HARD and not self._fits(record.tenant, record.nbytes):
             return before, False
-        self.put_mark(entry, after)
+        self.put_mark(place, record.key, after, entry)
         return before, True
 
-    def put_mark(self, entry: Entry, mark: Mark) -> None:
-        """Set what is said of an object in the index, such as what was said before."""
-        self._unschedule(entry)
-        self._set_mark(entry.record[:2], entry.record.key, mark)
-        self._schedule(entry)
-        self.refresh(entry)
+    def put_mark(self, place: Place, key: str, mark: Mark, entry: Entry | None) -> None:
+        """Set what is said of a key, and of its entry if it is in the index."""
+        if entry is not None:
+            self._unschedule(entry)
+        self._set_mark(place, key, mark)
+        if entry is not None:
+            self._schedule(entry)
+            self.refresh(entry)
 
     def marked(self, place: Place, key: str) -> Mark:
         """What calls have said of a key."""
@@ -334,10 +336,6 @@ class Retention:
         if prefix not in present and after != before and count >= self._config.max_rules:
             raise TooManyMarks(f"this tenant may have {self._config.max_rules} prefixes (retention.max_rules)")
         return after
-
-    def load_mark(self, place: Place, key: str, mark: Mark) -> None:
-        """Take over what was said of a key before the start; its entry, if there is one, is still to appear."""
-        self._set_mark(place, key, mark)
 
     def pinning_rules(self) -> list[tuple[Place, Rule]]:
         """Every rule that pins, with its bucket."""

@@ -34,7 +34,7 @@ from kvgate.memory import heap
 from kvgate.memory.segment import huge_pages
 from kvgate.messages import views
 from kvgate.metrics import Metrics
-from kvgate.store import keeper
+from kvgate.store import job_runner, keeper
 from kvgate.store.batch_read import BatchRead
 from kvgate.store.buckets import Buckets
 from kvgate.store.catalog import Catalog
@@ -49,6 +49,7 @@ from kvgate.store.explain import Explain
 from kvgate.store.foreign import ForeignClients
 from kvgate.store.ghosts import Fate, Ghosts
 from kvgate.store.index import Entry, Index, Listing
+from kvgate.store.job_runner import JobRunner
 from kvgate.store.keeper import Keeper
 from kvgate.store.known import Known
 from kvgate.store.leases import LeaseTable
@@ -63,7 +64,7 @@ from kvgate.store.retention import Retention
 from kvgate.store.scrub import Scrubber
 from kvgate.store.spaces import Spaces, parse_any_key
 from kvgate.store.survivors import Survivors
-from kvgate.store.values import Match, TenantStats
+from kvgate.store.values import Match, Prefetched, TenantStats
 from kvgate.store.write import Precondition, Write
 from kvgate.tiers.base import Name, Record, Tier
 from kvgate.tiers.host import HostTier
@@ -72,6 +73,7 @@ from kvgate.tiers.rules import TierRules
 logger = logging.getLogger(__name__)
 
 _EXPIRE_EVERY_S = 1.0
+_PREFETCH_STEP = 2048
 _TTL_RULE = "kvgate-ttl"
 
 
@@ -90,12 +92,13 @@ class Store:
         owners: Path | None = None,
         known: Path | None = None,
         rules: Mapping[str, TierRules] = MappingProxyType({}),
+        jobs: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
-        owners: the file of what owners ask to be remembered; without one it is, until the end
-        known:  the folder where it is kept what shared tiers hold; without one it is forgotten at the end
-        rules:  by the name of the tier; the default ones for those that are not named
+        owners, jobs: the files of what owners ask to be remembered, and of their jobs; without one, until the end
+        known:        the folder where it is kept what shared tiers hold; without one it is forgotten at the end
+        rules:        by the name of the tier; the default ones for those that are not named
         """
         self._config = config
         self._metrics = metrics
@@ -168,6 +171,19 @@ class Store:
             now_ms=lambda: time.time_ns() // 1_000_000,
         )
         self.buckets = Buckets(self._index, catalog, self.multipart, self.keeper)
+        self.jobs = JobRunner(
+            index=self._index,
+            copies=copies,
+            keeper=self.keeper,
+            retention=self._retention,
+            bring=self._placement.mover.bring,
+            delete=self.delete,
+            find=self.find,
+            file=DurableFile(jobs, job_runner.SCHEMA),
+            config=config.jobs,
+            metrics=metrics,
+            now_ms=lambda: time.time_ns() // 1_000_000,
+        )
 
     # --- objects ------------------------------------------------------------------------------------------------------
 
@@ -208,6 +224,8 @@ class Store:
         """
         foreign = caller is not None and self._foreign.note_get(caller, tenant, bucket, key)
         entry = self._entry(tenant, bucket, key)
+        if not foreign:
+            self._foreign.prefetch.note_read(entry)
         copies = self._placement.copies
         copies.touch(entry)
         if copies.selective:
@@ -224,6 +242,7 @@ class Store:
         copy = entry.copies[MEMORY]
         if copy is None:
             return None
+        self._foreign.prefetch.note_read(entry)
         return Loan(copies, entry, copy.lease.share(), copy.blocks)
 
     async def bring_to_memory(self, tenant: str, bucket: str, key: str) -> None:
@@ -343,6 +362,8 @@ class Store:
         copies.touch_all(tenant, entries)
         if copies.selective:
             self._placement.demotion.offer(entries)
+        if self._config.prefetch.after_match:
+            self._foreign.prefetch.want(tenant, entries[: self._config.prefetch.after_match])
         ranks = [MEMORY if entry.copies[MEMORY] is not None else _fastest(entry) for entry in entries]
         return Match(tiers, ranks, [entry.record.nbytes for entry in entries], lease, lease_s)
 
@@ -355,6 +376,23 @@ class Store:
     def has_shared_tiers(self) -> bool:
         """Whether there may be more than the index knows of."""
         return bool(self._placement.copies.shared_ranks)
+
+    async def prefetch(self, tenant: str, bucket: str, space: str, hashes: Sequence[bytes]) -> Prefetched:
+        """Have chunks brought to memory that lie in lower tiers, in order, as far as there is room; waits for none.
+
+        Those of an unknown bucket or space are nowhere.
+        """
+        keys = [str(ChunkKey(space, chunk_hash.hex())) for chunk_hash in hashes]
+        await self.find(tenant, bucket, *keys)
+        entries: list[Entry | None] = []
+        for start in range(0, len(keys), _PREFETCH_STEP):
+            with contextlib.suppress(NoSuchBucket):
+                entries += [self._index.get(tenant, bucket, key) for key in keys[start : start + _PREFETCH_STEP]]
+            await asyncio.sleep(0)
+        entries += [None] * (len(keys) - len(entries))
+        wanted = self._foreign.prefetch.want(tenant, [entry for entry in entries if entry is not None])
+        tiers = tuple(tier.name for tier in self._placement.copies.tiers)
+        return Prefetched(tiers, [None if entry is None else _fastest_or_none(entry) for entry in entries], wanted)
 
     async def space(self, tenant: str, bucket: str, space: str) -> Space:
         """The space of a manifest that is stored in the bucket. Raises NoSuchBucket, UnknownSpace, TierError."""
@@ -443,6 +481,7 @@ class Store:
         metrics.ready_bytes.set(placement.copies.memory.arena.ready_nbytes)
         metrics.huge_pages.set(huge_pages())
         metrics.leases.set(self._leases.count())
+        self.jobs.collect()
         metrics.pinned_bytes.set(self._retention.pinned_nbytes)
         self.chunk_writes.collect()
         self.scrubber.collect()
@@ -468,6 +507,7 @@ class Store:
             self.multipart.load()
             self._placement.copies.ghosts.begin()
             self.keeper.load(survivors.timed)
+            await self.jobs.load()
             del survivors
         finally:
             gc.freeze()  # nor need it be looked at later
@@ -485,6 +525,7 @@ class Store:
         self._workers.append(tasks.create_task(self._expire_forever()))
         self._workers.append(tasks.create_task(self._expiry.run()))
         self._workers.append(tasks.create_task(self.keeper.run()))
+        self._workers.append(self.jobs.begin(tasks))
 
     def begin_scrub(self, tasks: asyncio.TaskGroup) -> None:
         """Begin to verify, in the background, what the tiers hold; until `stop`."""
@@ -492,6 +533,7 @@ class Store:
 
     async def stop(self) -> None:
         """Write what is only in memory to the lower tiers, end the background work and close the tiers."""
+        await self.jobs.stop()
         self._foreign.stop()
         self.chunk_writes.stop()
         await self._placement.demotion.stop(self._config.stop_timeout)
@@ -663,6 +705,7 @@ async def open_store(
         scrub_state=scrub_state,
         owners=owners,
         rules=rules,
+        jobs=catalog.with_name("jobs.sqlite3") if catalog is not None else None,
     )
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -689,6 +732,10 @@ def _written_through(lower: Sequence[Tier], rules: Mapping[str, TierRules]) -> M
     if home is None:
         return rules
     return {**rules, home: dataclasses.replace(rules.get(home, TierRules()), write="through")}
+
+
+def _fastest_or_none(entry: Entry) -> int | None:
+    return next((rank for rank, copy in enumerate(entry.copies) if copy is not None), None)
 
 
 def _fastest(entry: Entry) -> int:

@@ -63,3 +63,16 @@ class Selection:
     bucket: str
     keys: tuple[str, ...] | None
     prefix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefetched:
+    """Where chunks lie when they are asked to be prefetched.
+
+    ranks:  for each chunk that of the fastest tier which holds it, an index into `tiers`; None for one that is nowhere
+    wanted: how many will be brought to memory, as far as there is room
+    """
+
+    tiers: tuple[str, ...]
+    ranks: list[int | None]
+    wanted: int

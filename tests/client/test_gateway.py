@@ -18,8 +18,8 @@ from kvgate.chunk.layout import DATA_START
 from kvgate.chunk.safetensors import decode_header
 from kvgate.client.aio import AsyncClient
 from kvgate.client.sync import Client
-from kvgate.client.values import Slice
-from kvgate.errors import GatewayError, GatewayUnavailable
+from kvgate.client.values import Chosen, Slice
+from kvgate.errors import GatewayError, GatewayUnavailable, InvalidArgument
 from tests.client.chunks import SPACE, chunks
 from tests.gateways import ALPHA, BETA, Credential
 
@@ -263,3 +263,42 @@ def test_blocking_client_needs_no_event_loop_library() -> None:
     program = "import sys, kvgate.client.sync, kvgate.client.credentials; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout.split()
     assert not {"aiohttp", "torch", "numpy", "yarl"} & set(loaded)
+
+
+# --- prefetch, retention and jobs -------------------------------------------------------------------------------------
+
+
+def test_jobs_prefetch_and_retention(connect: Any, bucket: str) -> None:
+    client = connect()
+    client.create_bucket(bucket)
+    client.put(bucket, str(ManifestKey(SPACE.id)), SPACE.canonical_json())
+    prompt = chunks(client.tenant().salt, 3)
+    for chunk_hash, body in prompt:
+        client.put(bucket, str(ChunkKey(SPACE.id, chunk_hash.hex())), body)
+    hashes = [chunk_hash for chunk_hash, _ in prompt]
+    job = _ended(client, client.start_job("move", Chosen(bucket, space=SPACE.id, hashes=hashes), tier="disk"))
+    assert (job.state, job.total, job.done, job.selected, job.options) == ("done", 3, 3, 3, {"tier": "disk"})
+    assert job.done_nbytes == sum(len(body) for _, body in prompt)
+    found = client.prefetch(bucket, SPACE.id, [*hashes, bytes(32)])
+    assert (found.tiers, found.ranks, found.wanted) == (("host", "disk"), (1, 1, 1, -1), 3)
+    retained = client.retain(Chosen(bucket, keys=["none"]), pin="hard")
+    assert (retained.states, retained.rule) == (("missing",), None)
+    rule = client.retain(Chosen(bucket, prefix="kv/"), pin="soft", pin_s=60, ttl_s=3600).rule
+    assert (rule.bucket, rule.prefix, rule.pin, rule.ttl_s) == (bucket, "kv/", "soft", 3600)
+    assert rule.prefix in [each.prefix for each in client.retention().rules if each.bucket == bucket]
+    assert job.id in [each.id for each in client.jobs()]
+    assert client.cancel_job(job.id) == client.job(job.id)
+    with pytest.raises(GatewayError) as refused:
+        connect(BETA).job(job.id)
+    assert refused.value.code == "NoSuchJob"
+    with pytest.raises(InvalidArgument):
+        client.retain(Chosen(bucket), pin="hard")
+    assert _ended(client, client.start_job("unpin", Chosen(bucket, prefix="kv/"))).state == "done"
+    assert _ended(client, client.start_job("clear", Chosen(bucket, prefix=""))).state == "done"
+    assert list(client.list(bucket)) == []
+
+
+def _ended(client: Any, job: Any) -> Any:
+    while not job.has_ended:
+        job = client.job(job.id)
+    return job

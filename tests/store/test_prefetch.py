@@ -15,6 +15,7 @@ from kvgate.config import Seconds
 from kvgate.errors import ConfigError, NoSuchKey
 from kvgate.store.copies import MEMORY
 from kvgate.store.prefetch import PrefetchConfig
+from tests.chunks import SPACE, chunk, chunk_hash
 from tests.store.conftest import ALPHA, BETA, MiB, Opened, OpenStore
 from tests.store.test_store_states import TENANTS, StoreStates
 
@@ -38,7 +39,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def at_rest(opened: Opened) -> None:
-    await until(lambda: opened.store._foreign._prefetch._running == 0)
+    await until(lambda: opened.store._foreign.prefetch._running == 0)
 
 
 def unread_nbytes(opened: Opened) -> float:
@@ -115,7 +116,7 @@ async def test_what_followed_before_is_fetched_ahead(open_test_store: OpenStore,
         for number in range(20):
             entry = opened.store._index.get("alpha", "bucket", key(number))
             assert entry is not None
-            opened.store._foreign._prefetch.note_read(entry)
+            opened.store._foreign.prefetch.note_read(entry)
             placement.copies.drop_copy(entry, MEMORY)
         assert await opened.get(key(5)) == bodies[5]
         await until(lambda: opened.places(key(9)) == ["host", "disk"])
@@ -160,7 +161,7 @@ async def test_share_of_memory_holds_and_reading_makes_room(open_test_store: Ope
 async def test_share_zero_prefetches_nothing(open_test_store: OpenStore, bodies: list[bytes]) -> None:
     async with open_test_store(prefetch=PrefetchConfig(share=0.0)) as opened:
         head(opened, *range(20))
-        assert opened.store._foreign._prefetch._running == 0
+        assert opened.store._foreign.prefetch._running == 0
         assert opened.places(key(0)) == ["disk"]
 
 
@@ -227,7 +228,7 @@ async def test_other_keys_are_never_prefetched(open_test_store: OpenStore) -> No
     async with open_test_store() as opened:
         for _ in range(3):
             opened.store.head("alpha", "bucket", "model.safetensors", "alpha")
-        assert opened.store._foreign._prefetch._running == 0
+        assert opened.store._foreign.prefetch._running == 0
         assert opened.places("model.safetensors") == ["disk"]
         assert len(opened.store._foreign._runs) == 0
 
@@ -306,7 +307,7 @@ class PrefetchStates(StoreStates):
         if not hasattr(self, "store"):
             return
         self.runner.run(self.quiesce())
-        prefetch = self.store._foreign._prefetch
+        prefetch = self.store._foreign.prefetch
         assert prefetch._running == 0
         assert prefetch.unread_nbytes == sum(entry.record.nbytes for entry in prefetch._guesses)
         assert prefetch.unread_nbytes <= self.memory.limit() // 4
@@ -315,3 +316,51 @@ class PrefetchStates(StoreStates):
 
 TestPrefetchStates = PrefetchStates.TestCase
 TestPrefetchStates.settings = settings(max_examples=20, stateful_step_count=40, deadline=None)
+
+
+# --- asked for --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def prompt(open_test_store: OpenStore) -> list[bytes]:
+    """The hashes of eight chunks on disk."""
+    async with open_test_store() as opened:
+        await opened.put(f"kv/{SPACE.id}/manifest.json", SPACE.canonical_json())
+        for number in range(8):
+            await opened.put(*chunk(number))
+    return [chunk_hash(number) for number in range(8)]
+
+
+async def test_what_an_engine_asks_for_comes_to_memory(open_test_store: OpenStore, prompt: list[bytes]) -> None:
+    async with open_test_store() as opened:
+        found = await opened.store.prefetch("alpha", "bucket", SPACE.id, [*prompt, bytes(32)])
+        assert (found.tiers, found.ranks, found.wanted) == (("host", "disk"), [1] * 8 + [None], 8)
+        await at_rest(opened)
+        found = await opened.store.prefetch("alpha", "bucket", SPACE.id, prompt)
+        assert (found.ranks, found.wanted) == ([0] * 8, 0)
+        assert unread_nbytes(opened) > 0
+        for number in range(8):
+            await opened.get(chunk(number)[0])
+        assert unread_nbytes(opened) == 0
+        assert opened.sample("kvgate_prefetch_useful_objects_total") == 8
+
+
+async def test_what_was_asked_for_in_vain_leaves_memory_again(open_test_store: OpenStore, prompt: list[bytes]) -> None:
+    async with open_test_store(prefetch=PrefetchConfig(hold=Seconds(0.1))) as opened:
+        await opened.store.prefetch("alpha", "bucket", SPACE.id, prompt)
+        await at_rest(opened)
+        await until(lambda: opened.places(chunk(7)[0]) == ["disk"])
+        assert opened.sample("kvgate_prefetch_wasted_objects_total") == 8
+
+
+async def test_a_match_prefetches_as_many_as_it_was_told_to(open_test_store: OpenStore, prompt: list[bytes]) -> None:
+    async with open_test_store(prefetch=PrefetchConfig(after_match=3)) as opened:
+        found = opened.store.match("alpha", "bucket", SPACE.id, b"".join(prompt), 10)
+        assert found.ranks == [1] * 8
+        await at_rest(opened)
+        places = [opened.places(chunk(number)[0])[0] for number in range(8)]
+        assert places == ["host"] * 3 + ["disk"] * 5
+    async with open_test_store() as opened:
+        opened.store.match("alpha", "bucket", SPACE.id, b"".join(prompt), 10)
+        await at_rest(opened)
+        assert opened.sample("kvgate_prefetched_objects_total") == 0
