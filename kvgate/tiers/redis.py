@@ -28,11 +28,11 @@ from typing import Any, TypeVar
 
 from redis import exceptions
 
-from kvgate.config import KiB, MiB, Seconds, Secret, Size, option
+from kvgate.config import KiB, Seconds, Secret, Size, option
 from kvgate.errors import ConfigError, CorruptCopy, NotInTier, TierError, TierFull
 from kvgate.tiers.base import Copy, Name, Record, Usage
 from kvgate.tiers.redis_errors import FOREIGN, LOST, MOVED_ON, tier_error
-from kvgate.tiers.redis_head import Head, decode_head
+from kvgate.tiers.redis_head import MAX_PIECE_NBYTES, MIN_PIECE_NBYTES, Head, decode_head
 from kvgate.tiers.redis_place import Address, parse_place
 from kvgate.tiers.redis_pool import Pool
 from kvgate.tiers.redis_routes import Route, dialler, route_to
@@ -94,7 +94,7 @@ class RedisConfig:
         parse_place(self.url)
         if any(brace in self.prefix for brace in "{}\n\r ") or len(self.prefix) > 64:
             raise ConfigError("prefix: expected at most 64 characters, without braces and blanks")
-        if not 64 * KiB <= self.piece <= 16 * MiB:
+        if not MIN_PIECE_NBYTES <= self.piece <= MAX_PIECE_NBYTES:
             raise ConfigError(f"piece: expected 64KiB to 16MiB, got {self.piece} bytes")
         if not 1 <= self.connections <= 1024:
             raise ConfigError(f"connections: expected 1 to 1024, got {self.connections}")

@@ -20,6 +20,8 @@ from kvgate.tiers.base import Name, Record
 from kvgate.tiers.footer import decode_footer, encode_footer, footer_nbytes
 
 BODY_ID_NBYTES = 16
+MIN_PIECE_NBYTES = 64 << 10
+MAX_PIECE_NBYTES = 16 << 20
 
 _MAGIC = b"KVR\x01"
 _FRONT = struct.Struct(f"<4sIQ{BODY_ID_NBYTES}s")
@@ -54,7 +56,7 @@ def decode_head(value: bytes, name: Name) -> Head:
     if len(value) < _FRONT.size or footer_nbytes(footer, len(footer)) != len(footer):
         raise CorruptCopy("it is not the head of an object")
     magic, piece_nbytes, nbytes, body = _FRONT.unpack_from(value)
-    if magic != _MAGIC or piece_nbytes == 0:
+    if magic != _MAGIC or not MIN_PIECE_NBYTES <= piece_nbytes <= MAX_PIECE_NBYTES:
         raise CorruptCopy("it is not the head of an object")
     record, blocks = decode_footer(footer, nbytes + len(footer))
     if record[:3] != name:
