@@ -41,8 +41,10 @@ _MAX_WORDS = 160
 _DRAIN_NBYTES = 64 << 10
 _USER_AGENT = f"kvgate/{__version__}"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,19})-([0-9]{1,19})/([0-9]{1,19})")
+_LENGTH = re.compile(r"[0-9]{1,19}")
 _RETRY_AFTER = re.compile(r"[0-9]{1,9}")
 _MAX_QUIET_S = 10
+_NO_XML = (ParseError, DefusedXmlException, ValueError, LookupError)
 _UNPRINTABLE = re.compile(r"[^ -~]+")
 _AWAY = frozenset({429, 503})
 _ON_THE_WAY = frozenset(
@@ -114,11 +116,13 @@ class Answer:
     def span(self) -> Span:
         """What the body is of the object. Raises TierError when the store does not say."""
         if self.status == 200:
-            nbytes = int(self.headers.get("content-length") or -1)
-            if nbytes >= 0:
+            if match := _LENGTH.fullmatch(self.headers.get("content-length")):
+                nbytes = int(match[0])
                 return Span(0, nbytes, nbytes)
         elif match := _CONTENT_RANGE.fullmatch(self.headers.get("content-range")):
-            return Span(int(match[1]), int(match[2]) + 1, int(match[3]))
+            span = Span(int(match[1]), int(match[2]) + 1, int(match[3]))
+            if span.start < span.stop <= span.total:
+                return span
         raise TierError("the S3 store does not say which bytes it sends")
 
     def fill(self, view: memoryview) -> None:
@@ -289,7 +293,7 @@ class S3Calls:
 
     def _refusal(self, answer: Answer) -> TierError:
         """What an answer that is none says. Its words are the store's own, and no headers are among them."""
-        code, words = _code(answer.document())
+        code, words = error_code(answer.document())
         status = answer.status
         if status == 404 and code not in ("NoSuchBucket", "NoSuchUpload"):
             return NotInTier("the S3 store has no such object")
@@ -323,10 +327,10 @@ def parse_document(body: bytes) -> Element:
     """The root of an answer in XML. Raises TierError, also for an error that came with status 200."""
     try:
         root: Element = defusedxml.ElementTree.fromstring(body)
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except _NO_XML as error:
         raise TierError(f"the S3 store answers with something that is no XML: {error}") from error
     if local_name(root) == "Error":
-        code, words = _code(body)
+        code, words = error_code(body)
         if code == "PreconditionFailed":
             raise ConditionFailed("the object is not, or not any more, the one that was meant")
         raise TierError(f"the S3 store answered {code}: {words}", transient=True)
@@ -343,11 +347,11 @@ def text_of(element: Element, name: str) -> str:
     return next((child.text or "" for child in element if local_name(child) == name), "")
 
 
-def _code(body: bytes) -> tuple[str, str]:
+def error_code(body: bytes) -> tuple[str, str]:
     """The code and the message of an error document, as far as it is one, bounded and in printable ASCII."""
     try:
         root = defusedxml.ElementTree.fromstring(body)
-    except (ParseError, DefusedXmlException, ValueError):
+    except _NO_XML:
         return "", ""
     return (
         _UNPRINTABLE.sub("?", text_of(root, "Code"))[:64],

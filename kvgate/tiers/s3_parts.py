@@ -128,7 +128,7 @@ def abort_old(calls: S3Calls, prefix: str, older_than_s: float, scope: Deadline)
         page = parse_document(body)
         for upload in [element for element in page if local_name(element) == "Upload"]:
             key, upload_id = text_of(upload, "Key"), text_of(upload, "UploadId")
-            if key.startswith(prefix) and _age_s(text_of(upload, "Initiated")) > older_than_s:
+            if key.startswith(prefix) and age_s(text_of(upload, "Initiated")) > older_than_s:
                 abort(calls, key, upload_id, scope)
                 count += 1
         following = {
@@ -141,7 +141,7 @@ def abort_old(calls: S3Calls, prefix: str, older_than_s: float, scope: Deadline)
     return count
 
 
-def _age_s(initiated: str) -> float:
+def age_s(initiated: str) -> float:
     """How long ago a time of S3's was; 0 for one that cannot be read."""
     try:
         return (datetime.now(UTC) - datetime.fromisoformat(initiated)).total_seconds()
