@@ -31,8 +31,8 @@ from typing import Any
 
 import chunks
 from gateway import ACCESS_KEY, BUCKET, SECRET_KEY, Gateway
-from mooncake import BLOCK_TOKENS, BadTrace, Request, prefix_hits, read_trace
 
+from kvgate.cli.replays.trace import BLOCK_TOKENS, BadTrace, Request, prefix_hits, read_trace
 from kvgate.client.sync import Client
 from kvgate.config import parse_size
 from kvgate.errors import GatewayError, GatewayUnavailable

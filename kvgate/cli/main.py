@@ -29,6 +29,8 @@ VERBS = {
     "unpin": "let objects be evicted again",
     "jobs": "say what takes long in the gateway, and how it ended",
     "scrub": "say what the scrubber has found, or begin a pass",
+    "record": "write down what a gateway is asked for, as a trace of numbers",
+    "replay": "say what eviction policies would make of a trace of requests",
     "config": "check a configuration file, or print every key",
     "doctor": "say what this machine offers a gateway, and what to mend",
 }

@@ -1,4 +1,4 @@
-"""The operator's listener: /metrics, /healthz, /readyz, /tenants and /scrub.
+"""The operator's listener: /metrics, /healthz, /readyz, /tenants, /scrub and /record.
 
 It asks for no credential. What changes something takes a body of JSON, which no page of another site can make a browser
 send unasked.
@@ -13,9 +13,12 @@ from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from kvgate.metrics import Metrics
+from kvgate.store.recorder import Recorder
 from kvgate.store.scrub import Scrubber
 from kvgate.store.values import TenantStats
 from kvgate.tiers.circuit import Health
+
+_MAX_RECORDING_S = 7 * 86400
 
 
 def admin_app(
@@ -25,6 +28,7 @@ def admin_app(
     healths: Callable[[], Mapping[str, Health | None]],
     scrubber: Scrubber,
     tenants: Callable[[], Mapping[str, TenantStats]],
+    recorder: Recorder,
 ) -> web.Application:
     """The application of the admin port.
 
@@ -59,6 +63,27 @@ def admin_app(
         begins = scrubber.begin_now()
         return web.json_response(scrubber.report(), status=202 if begins else 409)
 
+    async def post_record(request: web.Request) -> web.StreamResponse:
+        """What clients ask for during the next `seconds`, in JSON lines; 409 while another recording goes on."""
+        if request.content_type != "application/json":
+            return web.Response(status=415, text='send a body of the type application/json, such as {"seconds": 60}\n')
+        try:
+            seconds = float((await request.json())["seconds"])
+        except (ValueError, KeyError, TypeError):
+            seconds = 0.0
+        if not 0 < seconds <= _MAX_RECORDING_S:
+            return web.Response(status=400, text=f"seconds: expected a number over 0 and up to {_MAX_RECORDING_S}\n")
+        if not recorder.begin():
+            return web.Response(status=409, text="there is a recording already\n")
+        try:
+            response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+            await response.prepare(request)
+            async for lines in recorder.lines(seconds):
+                await response.write(lines)  # fails once nobody reads any more
+        finally:
+            recorder.end()
+        return response
+
     app = web.Application()
     app.add_routes(
         [
@@ -68,6 +93,7 @@ def admin_app(
             web.get("/tenants", get_tenants),
             web.get("/scrub", get_scrub),
             web.post("/scrub", post_scrub),
+            web.post("/record", post_record),
         ]
     )
     return app

@@ -152,7 +152,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         def stats() -> dict[str, TenantStats]:
             return {tenant.name: store.stats(tenant) for tenant in tenants}
 
-        app = admin_app(metrics, collect, lambda: not draining.is_set(), healths, store.scrubber, stats)
+        app = admin_app(metrics, collect, lambda: not draining.is_set(), healths, store.scrubber, stats, store.recorder)
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
         plain = PlainFront(handle, listen, metrics)
         stack.callback(plain.close)
@@ -172,6 +172,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         stack.callback(plain.stop_listening)
         for site in sites:
             stack.push_async_callback(site.stop)
+        stack.callback(store.recorder.stop)
         stack.callback(draining.set)
         yield
 

@@ -26,7 +26,7 @@ from types import MappingProxyType
 from kvgate import plugins
 from kvgate.auth.tenants import Tenant
 from kvgate.chunk.chain import HASH_NBYTES
-from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.chunk.key import RESERVED_PREFIX, ChunkKey, ManifestKey
 from kvgate.chunk.layout import DATA_START, Layout, Strided
 from kvgate.chunk.space import Space
 from kvgate.errors import InvalidManifest, NoSuchBucket, NoSuchKey, QuotaExceeded, UnknownSpace
@@ -60,6 +60,7 @@ from kvgate.store.placement import Placement
 from kvgate.store.quota import Quota
 from kvgate.store.rates import Rates
 from kvgate.store.read import Read
+from kvgate.store.recorder import Recorder
 from kvgate.store.retention import Retention
 from kvgate.store.scrub import Scrubber
 from kvgate.store.spaces import Spaces, parse_any_key
@@ -128,6 +129,7 @@ class Store:
         self._leases = LeaseTable(config.max_leases, clock, copies.lease_all, copies.unlease_all)
         self._chains = Chains(self._index, copies.arrange, clock)
         self._matched: dict[str, tuple[int, int]] = {}
+        self.recorder = Recorder(clock)
         self.multipart = Multipart(
             placement=self._placement,
             index=self._index,
@@ -226,6 +228,8 @@ class Store:
         entry = self._entry(tenant, bucket, key)
         if not foreign:
             self._foreign.prefetch.note_read(entry)
+        if self.recorder.listening:
+            self.recorder.note_get(tenant, bucket, key)
         copies = self._placement.copies
         copies.touch(entry)
         if copies.selective:
@@ -353,6 +357,8 @@ class Store:
         self._metrics.match_chunks.labels("miss").inc(asked - found)
         if found < asked:
             self._chains.expect(tenant, bucket, space, hashes)
+        if self.recorder.listening:
+            self._record_match(tenant, bucket, space, hashes, found)
         copies = self._placement.copies
         tiers = tuple(tier.name for tier in copies.tiers)
         if not entries:
@@ -366,6 +372,16 @@ class Store:
             self._foreign.prefetch.want(tenant, entries[: self._config.prefetch.after_match])
         ranks = [MEMORY if entry.copies[MEMORY] is not None else _fastest(entry) for entry in entries]
         return Match(tiers, ranks, [entry.record.nbytes for entry in entries], lease, lease_s)
+
+    def _record_match(self, tenant: str, bucket: str, space: str, hashes: bytes, found: int) -> None:
+        manifest = self._index.get(tenant, bucket, str(ManifestKey(space)))
+        known = self._spaces.get(manifest) if manifest is not None else None
+        self.recorder.note_match(tenant, bucket, space, hashes, found, known.chunk_tokens if known is not None else 0)
+
+    def _note_put(self, record: Record) -> None:
+        if self.recorder.listening and not record.bucket.startswith(RESERVED_PREFIX):
+            self.recorder.note_put(record.tenant, record.bucket, record.key, record.nbytes)
+        self._foreign.note_put(record)
 
     async def match_anywhere(self, tenant: str, bucket: str, space: str, hashes: bytes, lease_s: float) -> Match:
         """As `match`, with what only shared tiers know of. Raises the same."""
@@ -588,7 +604,7 @@ class Store:
             spaces=self._spaces,
             config=self._config,
             take_quota=take_quota,
-            on_visible=self._foreign.note_put,
+            on_visible=self._note_put,
             pinned=pinned,
             owner=owner,
         )

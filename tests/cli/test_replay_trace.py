@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 
 import pytest
-from mooncake import MAX_LINE_NBYTES, BadTrace, Request, prefix_hits, read_trace
 
+from kvgate.cli.replays.trace import MAX_LINE_NBYTES, BadTrace, Request, prefix_hits, read_trace
 from tests.loadtest.conftest import EXCERPT
 
 LINE = {"timestamp": 12.5, "input_length": 1000, "output_length": 7, "hash_ids": [3, 4]}
