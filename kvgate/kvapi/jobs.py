@@ -51,7 +51,7 @@ def _members(job: Job) -> Members:
         "message": job.message,
         "bucket": chosen.bucket,
         "prefix": chosen.prefix if chosen.keys is None else None,
-        "selected": job.selected if chosen.keys is None or job.selected is not None else len(chosen.keys),
+        "selected": job.selected if job.selected is not None or chosen.keys is None else len(chosen.keys),
         "options": dict(job.options),
         "created_ms": job.created_ms,
         "started_ms": job.started_ms,

@@ -24,7 +24,7 @@ from sortedcontainers import SortedDict
 from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import KV_PREFIX, RESERVED_PREFIX
 from kvgate.errors import NoSuchBucket
-from kvgate.store.retention import Pin, Retention
+from kvgate.store.retention import HARD, NONE, Retention
 from kvgate.tiers.base import Copy, Name, Record
 
 _MAX_PASSED_OVER = 10_000
@@ -55,18 +55,18 @@ class Entry:
         self._held = copies
         self._around = only
         self.leases = 0
-        self.pin = Pin.NONE
+        self.pin = NONE
         self.current = False
         self.waiting = 0
 
     @property
     def pinned(self) -> bool:
         """Whether it is never evicted: its pin is a hard one."""
-        return self.pin is Pin.HARD
+        return self.pin is HARD
 
     @pinned.setter
     def pinned(self, pinned: bool) -> None:
-        self.pin = Pin.HARD if pinned else Pin.NONE
+        self.pin = HARD if pinned else NONE
 
     @property
     def copies(self) -> tuple[Copy | None, ...]:

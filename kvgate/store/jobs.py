@@ -146,7 +146,7 @@ class Job:
         if self.has_ended:
             return False
         self.state, self.ended_ms, self.message = state, now_ms, message
-        if self.selection.keys is not None:
+        if self.selection.keys:
             self.selected = len(self.selection.keys)
             self.selection = dataclasses.replace(self.selection, keys=())
         return True

@@ -145,4 +145,4 @@ def test_another_tenants_pins_stay_its_own(gateway: RunningGateway) -> None:
 
 def _is_pinned(gateway: RunningGateway, key: str) -> bool:
     (found,) = ask_kv(gateway, "/_kv/v1/explain", {"bucket": BUCKET, "keys": [key]})["objects"]
-    return bool(found["pinned"])
+    return bool(found["pin"] == "hard")

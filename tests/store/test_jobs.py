@@ -104,6 +104,9 @@ def test_jobs_of_an_earlier_run_are_interrupted() -> None:
     done = job(state=State.DONE, ended_ms=NOW_MS)
     assert table.load([running, done]) == [running]
     assert [each.state for each in table.of("t")] == [State.INTERRUPTED, State.DONE]
+    named = loads(dataclasses.replace(job(), id="3", selection=Selection("bucket", ("a", "b"))).dumps())
+    assert table.load([named]) == [named]
+    assert named.selected == 2
     assert running.message == "the gateway stopped"
 
 
