@@ -256,11 +256,16 @@ class Keeper:
             await self._file.write([self._statement(*each) for each in outdated])
 
     async def remove_ended(self, tenant: str, bucket: str) -> None:
-        """Remove what has ended in a bucket now, so that it is as empty as it looks. Raises NoSuchBucket."""
+        """Remove what has ended in a bucket that looks empty, so that it is. Raises NoSuchBucket."""
+        if not self._retention.watches(tenant, bucket):
+            return
         objects, after = self._index.objects(tenant, bucket), ""
         while page := list(islice(objects.irange(after or None, inclusive=(False, False)), _STEP)):
-            entries = [objects[key] for key in page]
-            await self._delete([entry for entry in entries if self._retention.is_over(entry)])
+            ended = [entry for entry in map(objects.__getitem__, page) if self._retention.is_over(entry)]
+            if len(ended) < len(page):
+                return  # it does not look empty
+            await self._delete(ended)
+            await asyncio.sleep(0)
             after = page[-1]
 
     async def _end_pins(self) -> None:
