@@ -30,6 +30,7 @@ from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import HASH_SCHEME, LAYOUT_VERSION, Space
 from kvgate.config import MiB, Secret, Size
 from kvgate.kvapi.api import KVApi
+from kvgate.kvapi.call import Local
 from kvgate.kvapi.config import KVApiConfig
 from kvgate.messages import Headers, Request
 from kvgate.metrics import Metrics
@@ -125,7 +126,7 @@ async def measure(options: argparse.Namespace) -> None:
     memory = HostTier(HostConfig(capacity=Size(options.chunks * 8192 + 64 * MiB)))
     metrics = Metrics()
     async with open_store(memory, [], tenants, config=StoreConfig(), metrics=metrics, catalog=None) as store:
-        api = KVApi(store, Authenticator(tenants, time.time), KVApiConfig(max_hashes=options.hashes))
+        api = KVApi(store, Authenticator(tenants, time.time), KVApiConfig(max_hashes=options.hashes), Local(bytes(16)))
         hashes = await fill(store, tenants, options.chunks)
         table: dict[bytes, object] = dict.fromkeys(hashes, store)
         rng = random.Random(1)
