@@ -13,6 +13,7 @@ import pytest
 
 from kvgate.errors import ArenaFull
 from kvgate.memory import PAGE_NBYTES, Arena, Lease
+from kvgate.memory.owner import engine_owner
 
 PAGE = PAGE_NBYTES
 MiB = 1 << 20
@@ -70,6 +71,16 @@ def test_memory_of_a_retired_segment_goes_back_to_the_system() -> None:
     assert sum(os.fstat(fd).st_blocks for fd in engines) == 0
     for fd in engines:
         os.close(fd)
+
+
+def test_what_engines_of_a_tenant_fill_is_the_tenants() -> None:
+    arena = Arena(8 * MiB, MiB)
+    with arena.reserve("acme", MiB) as own, arena.reserve(engine_owner("acme", 7), 5000), arena.reserve("acm", MiB):
+        assert arena.used_by("acme") == MiB + 2 * PAGE
+        own.trim(1)
+        assert arena.used_by("acme") == 3 * PAGE
+    assert arena.used_by("acme") == arena.used_by("nobody") == 0
+    arena.close()
 
 
 def test_small_arena_has_room_for_several_owners() -> None:

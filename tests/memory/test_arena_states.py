@@ -179,6 +179,7 @@ class ArenaStates(RuleBasedStateMachine):
             used[held.owner] |= {extent.segment_id for extent in held.leases[0].extents}
         for owner in OWNERS:
             assert used[owner] <= sizes[owner].keys()
+            assert self.arena.used_by(owner) == taken[owner]
             of_others = sum(sizes[other][i] for other in OWNERS if other != owner for i in used[other])
             assert self.arena.headroom(owner) == self.arena.capacity_nbytes - of_others - taken[owner]
 
