@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ from kvgate.store.refusals import Refusals
 from kvgate.store.residents import Policy, Residents
 from kvgate.store.values import TierUsage
 from kvgate.store.write_budget import WriteBudget
-from kvgate.tiers.base import Copy, Inspected, Name, Record, Tier
+from kvgate.tiers.base import HERE, Copy, Inspected, Name, Record, Tier
 from kvgate.tiers.host import HostTier
 from kvgate.tiers.rules import TierRules
 
@@ -90,6 +91,8 @@ class Copies:
         self._metrics = metrics
         self.refusals = Refusals(metrics)
         self.ghosts = ghosts
+        self.undeleted: dict[int, OrderedDict[Name, Record]] = {rank: OrderedDict() for rank in self.shared_ranks}
+        """What is still to be deleted from shared tiers that were away; found there, it counts as gone."""
         self._leaving: dict[tuple[int, Name], asyncio.Task[Exception | None]] = {}  # from shared tiers
         self._superseded: dict[Entry, list[Entry]] = {}  # by the version that replaces them
         self._awaited: set[Entry] = set()  # every entry in those lists
@@ -131,6 +134,8 @@ class Copies:
                 residents.note(entry)
         entry.set_copy(rank, copy)
         self.residents[rank].insert(entry)
+        if rank in self.undeleted:
+            self.undeleted[rank].pop(Name(*entry.record[:3]), None)
         if rank in self.known:
             self.known[rank].note(entry.record)
 
@@ -316,8 +321,34 @@ class Copies:
                 await tier.set_aside(entry.record, copy)
             else:
                 await tier.delete(entry.record, copy)
+        except TierError as error:
+            if error.transient and rank in self.undeleted:
+                self._delete_later(rank, entry.record)
+            raise
         finally:
             self.leaving_nbytes[rank] -= entry.record.nbytes
+
+    def is_undeleted(self, name: Name) -> bool:
+        """Whether an object that was deleted still lies in a shared tier that was away."""
+        return any(name in undeleted for undeleted in self.undeleted.values())
+
+    async def delete_again(self, rank: int) -> None:
+        """Try once more to delete from a shared tier what is still to be deleted there."""
+        for name, record in list(self.undeleted[rank].items()):
+            try:
+                await self.tiers[rank].delete(record, HERE)
+            except TierError as error:
+                if error.transient:
+                    return
+            if self.undeleted[rank].get(name) is record:
+                del self.undeleted[rank][name]
+
+    def _delete_later(self, rank: int, record: Record) -> None:
+        undeleted = self.undeleted[rank]
+        undeleted[Name(*record[:3])] = record
+        if len(undeleted) > self.rules[rank].journal:
+            undeleted.popitem(last=False)
+            self._metrics.stranded.labels(self.tiers[rank].name, "delete").inc()
 
 
 def _policy(rules: TierRules) -> Policy | None:

@@ -52,11 +52,9 @@ class Demotion:
     def start(self, tasks: asyncio.TaskGroup) -> list[asyncio.Task[None]]:
         """Begin to work in the background; the tasks run until they are cancelled."""
         copies = self._copies
-        return [
-            tasks.create_task(self._demote_forever(rank))
-            for rank in copies.lower_ranks
-            for _ in range(copies.rules[rank].writers)
-        ]
+        work = [self._demote_forever(rank) for rank in copies.lower_ranks for _ in range(copies.rules[rank].writers)]
+        work += [self._delete_forever(rank) for rank in copies.shared_ranks if not copies.tiers[rank].read_only]
+        return [tasks.create_task(each) for each in work]
 
     def plan(self, entry: Entry) -> list[int]:
         """The lower tiers that a new object is to be written to at once, which it waits for from now on."""
@@ -157,6 +155,14 @@ class Demotion:
                 self._copies.settle(entry, rank)
                 if rank not in self._copies.shared_ranks:
                     self._backlog.end()
+
+    async def _delete_forever(self, rank: int) -> None:
+        while True:
+            await asyncio.sleep(self._copies.rules[rank].retry_after)
+            try:
+                await self._copies.delete_again(rank)
+            except Exception:
+                logger.exception("a deletion failed")  # a defect; it is tried again
 
     async def _demote(self, entry: Entry, rank: int) -> None:
         copies = self._copies

@@ -74,7 +74,10 @@ class Discovery:
                 return False
         except NoSuchBucket:
             return False
-        until = self._absent.get(Name(tenant, bucket, key))
+        name = Name(tenant, bucket, key)
+        until = self._absent.get(name)
+        if self._copies.is_undeleted(name):
+            return False
         if until is not None and self._clock() < until:
             return False
         return self._copies.keys.is_shared(bucket, key)

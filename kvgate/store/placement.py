@@ -35,4 +35,5 @@ class Placement:
         self.mover = Mover(copies, self.room, self.promotion, config)
         self.demotion = Demotion(copies, self.mover, self.backlog, metrics)
         self.room.spill_to = self.demotion.spill
+        self.room.waiting_for = self.demotion.waiting
         self.promotion.fill_in = self.demotion.fill_in

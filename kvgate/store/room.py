@@ -36,6 +36,10 @@ _SPILL_SHARE = 8
 """One part in so many of a tier is kept free or written below ahead, where what is evicted goes to a lower tier."""
 
 
+_SPILL_WAIT_S = 5.0
+"""How long a write to a full tier waits for what leaves that for the one below."""
+
+
 class Room:
     """Makes room in memory and in the lower tiers. All methods run on the event loop."""
 
@@ -46,6 +50,8 @@ class Room:
         self._incoming = tuple(Incoming() for _ in copies.tiers)
         self.spill_to: Callable[[Entry, int], bool]
         """Has an entry that is going to leave a tier written to a lower one; False when none takes it."""
+        self.waiting_for: Callable[[int], int]
+        """How many entries wait to be written to a tier."""
         rules = copies.rules
         self._spills = tuple(
             tuple(below for below in copies.lower_ranks if below > rank and rules[below].write == "on-evict")
@@ -121,17 +127,25 @@ class Room:
         if nbytes > tier.limit():
             raise TierFull(f"an object of {nbytes} bytes is larger than the {tier.name} tier")
         self._spill_ahead(rank, tenant, nbytes)
+        deadline = time.monotonic() + _SPILL_WAIT_S
         while (shortage := nbytes - tier.room(tenant)) > 0:
             shortage -= self._copies.leaving_nbytes[rank]
             asks_nbytes = max(nbytes, self._incoming[rank].of(tenant))
             victims = self._take_victims(rank, shortage, tenant, asks_nbytes)
             if not victims and not self._copies.deletions[rank]:
+                if await self._spill_has_ended(rank, deadline - time.monotonic()):
+                    continue
                 raise TierFull(
                     f"the {tier.name} tier has no room for {nbytes} bytes: what it holds is leased or pinned"
                 )
             for entry in victims:
                 self._evict(entry, rank)
             await asyncio.wait(self._copies.deletions[rank], return_when=asyncio.FIRST_COMPLETED)
+
+    async def _spill_has_ended(self, rank: int, timeout_s: float) -> bool:
+        """Wait until one of those that leave a tier for a private one below has got there; False if none does."""
+        private = [below for below in self._spills[rank] if below not in self._copies.shared_ranks]
+        return any(self.waiting_for(below) for below in private) and await self._backlog.next(max(0.0, timeout_s))
 
     def evict_objects(self, tenant: str, nbytes: int, may_go: Callable[[Entry], bool]) -> None:
         """Evict a tenant's least useful objects altogether, until `nbytes` of its bytes are gone or no more may go."""

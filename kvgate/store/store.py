@@ -29,7 +29,7 @@ from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import RESERVED_PREFIX, ChunkKey, ManifestKey
 from kvgate.chunk.layout import DATA_START, Layout, Strided
 from kvgate.chunk.space import Space
-from kvgate.errors import InvalidManifest, NoSuchBucket, NoSuchKey, QuotaExceeded, UnknownSpace
+from kvgate.errors import InvalidManifest, NoSuchBucket, NoSuchKey, QuotaExceeded, TierAway, UnknownSpace
 from kvgate.memory import heap
 from kvgate.memory.segment import huge_pages
 from kvgate.messages import views
@@ -302,7 +302,8 @@ class Store:
     async def delete(self, tenant: str, bucket: str, key: str, precondition: Precondition | None = None) -> bool:
         """Delete an object, so that it is gone after a restart too; False when it was not there.
 
-        Raises NoSuchBucket, PreconditionFailed, TierError.
+        Raises NoSuchBucket, PreconditionFailed, TierError. One that could not be deleted from a shared tier is gone for
+        this gateway, which goes on trying; until it is gone there, this raises TierAway.
         """
         if self.may_find(tenant, bucket, key):
             await self.find(tenant, bucket, key)
@@ -310,6 +311,8 @@ class Store:
         if precondition is not None:
             precondition(entry.record if entry is not None else None)
         if entry is None:
+            if self._placement.copies.is_undeleted(Name(tenant, bucket, key)):
+                raise TierAway("the object is still to be deleted from a tier that is away")
             return False
         self._remove(entry)
         self._placement.copies.ghosts.note(entry.record, Fate.DELETED)

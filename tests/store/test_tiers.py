@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from kvgate.config import Seconds, Size
-from kvgate.errors import NoSuchKey, TierError, UnknownSpace
+from kvgate.errors import NoSuchKey, TierAway, TierError, UnknownSpace
 from kvgate.messages import views
-from kvgate.tiers.base import HERE, Tier
+from kvgate.tiers.base import HERE, Name, Record, Tier
 from kvgate.tiers.disk import DiskConfig, DiskTier
 from kvgate.tiers.fs import FsConfig, FsTier
 from kvgate.tiers.rules import TierRules
@@ -394,6 +394,34 @@ async def test_deleted_object_is_gone_from_the_shared_tier(two_stores: Pair) -> 
     with pytest.raises(NoSuchKey):
         await two_stores.first.get(key)
     assert two_stores.first.sample("kvgate_lost_objects_total") == 1
+
+
+async def test_deletion_that_a_tier_missed_is_made_up_for(two_stores: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until then the object is gone here, and who deletes it again is told that it is not gone everywhere."""
+    await put_prompt(two_stores.first, 1)
+    await settled(two_stores.first)
+    (key, _), store = chunk(0), two_stores.first.store
+    fs = store._placement.copies.tiers[2]
+    delete, away = fs.delete, [True]
+
+    async def delete_if_there(record: Record, copy: object) -> None:
+        if away[0]:
+            raise TierAway("it is not reached")
+        await delete(record, copy)
+
+    monkeypatch.setattr(fs, "delete", delete_if_there)
+    for _ in range(2):
+        with pytest.raises(TierAway):
+            await store.delete("alpha", "bucket", key)
+        await store.find("alpha", "bucket", key)
+        with pytest.raises(NoSuchKey):
+            store.stat("alpha", "bucket", key)
+    away[0] = False
+    await until(lambda: not store._placement.copies.is_undeleted(Name("alpha", "bucket", key)))
+    assert not await store.delete("alpha", "bucket", key)
+    await two_stores.second.store.find("alpha", "bucket", key)
+    with pytest.raises(NoSuchKey):
+        two_stores.second.store.stat("alpha", "bucket", key)
 
 
 async def test_absent_object_is_asked_for_once_in_a_while(two_stores: Pair) -> None:
