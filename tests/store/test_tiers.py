@@ -13,6 +13,7 @@ import pytest
 from kvgate.config import Seconds, Size
 from kvgate.errors import NoSuchKey, TierAway, TierError, UnknownSpace
 from kvgate.messages import views
+from kvgate.store.retention import TTL
 from kvgate.tiers.base import HERE, Name, Record, Tier
 from kvgate.tiers.disk import DiskConfig, DiskTier
 from kvgate.tiers.fs import FsConfig, FsTier
@@ -422,6 +423,20 @@ async def test_deletion_that_a_tier_missed_is_made_up_for(two_stores: Pair, monk
     await two_stores.second.store.find("alpha", "bucket", key)
     with pytest.raises(NoSuchKey):
         two_stores.second.store.stat("alpha", "bucket", key)
+
+
+async def test_object_whose_lifetime_is_over_is_not_found(two_stores: Pair) -> None:
+    first, second = two_stores.first, two_stores.second
+    await first.put(lmcache_key(1), b"short", **{TTL: "3s"})
+    await first.put(lmcache_key(2), b"long", **{TTL: "1h"})
+    await settled(first)
+    await second.store.find("alpha", "bucket", lmcache_key(1), lmcache_key(2))
+    assert await second.get(lmcache_key(2)) == b"long"
+    await until(lambda: second.keys() == [lmcache_key(2)])
+    await until(lambda: second.store._quota.used("alpha") == 4)
+    await second.store.find("alpha", "bucket", lmcache_key(1))
+    with pytest.raises(NoSuchKey):
+        second.store.stat("alpha", "bucket", lmcache_key(1))
 
 
 async def test_absent_object_is_asked_for_once_in_a_while(two_stores: Pair) -> None:
