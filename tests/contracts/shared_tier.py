@@ -146,5 +146,4 @@ class SharedTierContract(TierContract):
             pytest.skip("this tier has no limit of its own")
         await super().test_full_tier_takes_nothing_more(tier, arena)
 
-    async def test_only_published_copies_survive(self) -> None:  # type: ignore[override]
-        """Nothing to show: `test_start_reports_nothing` and the lookups say what survives."""
+    test_only_published_copies_survive = None  # `test_start_reports_nothing` and the lookups say what survives
