@@ -29,7 +29,7 @@ def write_plot(
         axes.plot([100 * share for share in shares], [100 * rate for rate in rates], marker="o", label=policy)
     axes.axhline(100 * most, color="#9e9e9e", linestyle="--", label="nothing forgotten")
     axes.set_xscale("log")
-    axes.set_xticks([100 * share for share in shares], [f"{100 * share:g} %" for share in shares])
+    axes.set_xticks([100 * share for share in shares], [f"{100 * share:.3g} %" for share in shares])
     axes.minorticks_off()
     axes.set_xlabel("cache, share of all blocks")
     axes.set_ylabel("tokens hit, %")
