@@ -30,7 +30,7 @@ from tests.faults.remotes import FAULTS, REMOTES, Remote
 T = TypeVar("T")
 
 RULES = TierRules(timeout=0.6, min_rate=32 << 20, lookup_timeout=0.3, retry_after=0.2, operations=16)
-SUFFER_S = 1.5
+SUFFER_S = 1.0
 SLACK_S = 0.1
 RECOVERY_S = 5.0
 END_S = 30.0
