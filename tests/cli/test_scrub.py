@@ -90,7 +90,9 @@ def test_a_page_of_another_site_cannot_begin_a_scrub(gateway: RunningGateway) ->
 
 
 @pytest.mark.parametrize(
-    ("url", "status"), [("ftp://x:1", 2), ("http://127.0.0.1", 2), (f"http://127.0.0.1:{free_port()}", 1)]
+    ("url", "status"),
+    [("ftp://x:1", 2), ("http://127.0.0.1", 2), (f"http://127.0.0.1:{free_port()}", 1)],
+    ids=["no http", "no port", "nobody there"],
 )
 def test_scrub_without_a_gateway_fails_in_one_line(kvgate: Kvgate, url: str, status: int) -> None:
     answer = kvgate("scrub", "--admin-url", url)

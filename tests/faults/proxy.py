@@ -132,7 +132,7 @@ class Corrupt(Fault):
     at: int | None = None
     every: int = 0
     direction: Direction = "answer"
-    chance: random.Random = field(default_factory=lambda: random.Random(7), compare=False)
+    chance: random.Random = field(default_factory=lambda: random.Random(7), compare=False, repr=False)
 
     def step(self, flow: Flow, piece: bytes) -> Step:
         if flow.direction != self.direction:
