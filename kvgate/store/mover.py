@@ -6,7 +6,7 @@ import asyncio
 from array import array
 from typing import TYPE_CHECKING
 
-from kvgate.errors import CorruptCopy, NotAdmitted, NotInTier, TierError, TierFull
+from kvgate.errors import CorruptCopy, NotAdmitted, NotInTier, Overloaded, TierError, TierFull
 from kvgate.memory.digest import BLOCK_NBYTES, combine_blocks
 from kvgate.memory.lease import Lease
 from kvgate.store.copies import MEMORY, Copies
@@ -117,7 +117,10 @@ class Mover:
             return found
         record = entry.record
         most = max(BLOCK_NBYTES, min(record.nbytes, self._config.window))
-        window = await self._room.reserve_window(record.tenant, most, self._config.memory_wait)
+        try:
+            window = await self._room.reserve_window(record.tenant, most, self._config.memory_wait)
+        except Overloaded as error:
+            raise TierError(f"there is no memory to move an object through: {error}", transient=True) from error
         reader = self._copies.tiers[source].open(record, copy)
         blocks: array[int] = array("Q")
         try:

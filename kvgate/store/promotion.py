@@ -146,7 +146,7 @@ class Promotion:
         task.add_done_callback(lambda _: lease.release())
         return task
 
-    async def _read(self, entry: Entry, rank: int, copy: Copy, way: _Way, lease: Lease) -> None:
+    async def _read(self, entry: Entry, rank: int, copy: Copy | None, way: _Way, lease: Lease) -> None:
         """Fill `lease`, which becomes the arrival's if nothing has come from elsewhere before."""
         record = entry.record
         loop = asyncio.get_running_loop()
@@ -155,6 +155,8 @@ class Promotion:
         def arrived(nbytes: int) -> None:
             loop.call_soon_threadsafe(source.advance, nbytes)
 
+        if copy is None:  # it was deleted before this began
+            raise NotInTier("the copy is gone")
         reader = self._copies.tiers[rank].open(record, copy)
         try:
             blocks = await reader.read_into(0, lease, record.nbytes, arrived)

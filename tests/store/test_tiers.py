@@ -251,6 +251,24 @@ async def test_bad_block_in_one_tier_is_read_from_the_next(
         assert "slow" in opened.places("k")
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_object_that_is_deleted_as_its_read_begins_is_whole_or_missing(
+    open_test_store: OpenStore, turns: int
+) -> None:
+    body = os.urandom(3 * MiB)
+    async with open_test_store() as opened:
+        await opened.put("k", body)
+        await forget_upper(opened, "k", "host")
+        reading = asyncio.create_task(opened.get("k"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        await opened.store.delete("alpha", "bucket", "k")
+        try:
+            assert await reading == body
+        except NoSuchKey:
+            assert opened.keys() == []
+
+
 async def test_tier_that_brings_nothing_is_overtaken_by_the_next(
     open_test_store: OpenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
