@@ -9,6 +9,9 @@ SHELL := bash
 # The engine tests run small transformers models on the CPU, one of them with a LoRA adapter.
 TORCH := torch==2.13.0
 
+# Tests wait for servers, timeouts and disks more than for a core: more processes than two cores have.
+TEST_PROCESSES := 3
+
 # Where `make bench` writes its figures; RESULTS=docs renews those of docs/performance.md.
 RESULTS := .cache/bench/results
 
@@ -22,7 +25,7 @@ demo: .cache/demo/installed ## Run a gateway and a small model that reuses its K
 test: .venv/installed ## Run every test
 	.ci/clients
 	.ci/lmcache
-	.venv/bin/pytest
+	.venv/bin/pytest -n $(TEST_PROCESSES) --dist loadfile
 
 check: .venv/installed ## Lint, format, types and layers
 	.venv/bin/ruff check .
