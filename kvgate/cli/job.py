@@ -79,6 +79,9 @@ def show(job: Job, *, as_json: bool) -> None:
         return
     what = job.kind if job.state == _DONE else f"{job.kind}: {job.state}"
     parts = [f"{job.done} of {job.total} object{'' if job.total == 1 else 's'}, {human_size(job.done_nbytes)}"]
+    if job.saved_nbytes:
+        word = "less" if job.saved_nbytes > 0 else "more"
+        parts.append(f"{human_size(abs(job.saved_nbytes))} {word} on disk")
     parts += [f"{count} {word}" for word, count in (("skipped", job.skipped), ("failed", job.failed)) if count]
     if job.started_ms is not None and job.ended_ms is not None:
         parts.append(f"in {human_duration((job.ended_ms - job.started_ms) / 1000)}")

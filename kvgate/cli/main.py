@@ -27,6 +27,8 @@ VERBS = {
     "clear": "drop objects from one tier, or from all",
     "pin": "keep objects from eviction",
     "unpin": "let objects be evicted again",
+    "compress": "have objects take fewer bytes on disk",
+    "decompress": "have objects lie on disk as they were sent",
     "jobs": "say what takes long in the gateway, and how it ended",
     "scrub": "say what the scrubber has found, or begin a pass",
     "record": "write down what a gateway is asked for, as a trace of numbers",

@@ -184,11 +184,12 @@ class AsyncClient:
         *,
         tier: str | None = None,
         source: str | None = None,
+        codec: str | None = None,
         pin: str | None = None,
         pin_s: float | None = None,
         deadline_s: float | None = None,
     ) -> Job:
-        return await self._perform(self._calls.start_job(kind, chosen, tier, source, pin, pin_s), deadline_s)
+        return await self._perform(self._calls.start_job(kind, chosen, tier, source, codec, pin, pin_s), deadline_s)
 
     async def jobs(self, *, deadline_s: float | None = None) -> Sequence[Job]:
         return await self._perform(self._calls.jobs(), deadline_s)

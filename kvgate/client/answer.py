@@ -269,6 +269,7 @@ def _job(status: int, members: object) -> Job:
         unmet=objects.one("unmet", int),
         total_nbytes=nbytes.one("total", int),
         done_nbytes=nbytes.one("done", int),
+        saved_nbytes=nbytes.one("saved", int),
         objects_s=rate.number("objects_s"),
         nbytes_s=rate.number("nbytes_s"),
         reasons=tuple([(each.one("reason", str), each.one("objects", int)) for each in reasons]),

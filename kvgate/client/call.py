@@ -163,11 +163,13 @@ class Calls:
         chosen: Chosen,
         tier: str | None,
         source: str | None,
+        codec: str | None,
         pin: str | None,
         pin_s: float | None,
     ) -> Call[Job]:
         """Not repeatable: it would begin a second job."""
-        members = {**_chosen(chosen), "kind": kind, **_given(tier=tier, source=source, pin=pin, pin_s=pin_s)}
+        how = _given(tier=tier, source=source, codec=codec, pin=pin, pin_s=pin_s)
+        members = {**_chosen(chosen), "kind": kind, **how}
         return self._ask("/_kv/v1/jobs", members, answer.read_job, repeatable=False)
 
     def jobs(self) -> Call[list[Job]]:

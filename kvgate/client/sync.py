@@ -199,12 +199,13 @@ class Client:
         *,
         tier: str | None = None,
         source: str | None = None,
+        codec: str | None = None,
         pin: str | None = None,
         pin_s: float | None = None,
         deadline_s: float | None = None,
     ) -> Job:
-        """Begin what takes long: `prefetch`, `copy`, `move`, `clear`, `pin` or `unpin`. See docs/jobs.md."""
-        return self._ask(self._calls.start_job(kind, chosen, tier, source, pin, pin_s), deadline_s)
+        """Begin what takes long: `prefetch`, `copy`, `compress`, `pin` and others. See docs/jobs.md."""
+        return self._ask(self._calls.start_job(kind, chosen, tier, source, codec, pin, pin_s), deadline_s)
 
     def jobs(self, *, deadline_s: float | None = None) -> Sequence[Job]:
         """The tenant's jobs, the newest first."""

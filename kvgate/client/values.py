@@ -195,6 +195,7 @@ class Job:
     state:     waiting, running or checking; or how it ended: done, incomplete, failed, cancelled or interrupted
     prefix:    None for a job about objects that were named, which `selected` counts
     done, skipped, failed, unmet, total: objects; done_nbytes, total_nbytes: their bytes
+    saved_nbytes: that copies take less room than before, by `compress`; negative for more, by `decompress`
     objects_s, nbytes_s: a second, since it started to work
     reasons:   why objects were skipped or failed, with how many; examples: keys of which it does not hold, and why
     """
@@ -217,6 +218,7 @@ class Job:
     unmet: int
     total_nbytes: int
     done_nbytes: int
+    saved_nbytes: int
     objects_s: float
     nbytes_s: float
     reasons: tuple[tuple[str, int], ...]

@@ -15,12 +15,12 @@ _PINS = ("hard", "soft")
 
 
 async def _start(context: Context, fields: Fields) -> Members:
-    """A selection with {kind, tier?, source?, pin?, pin_s?} → {jobs: [the new one]}.
+    """A selection with {kind, tier?, source?, codec?, pin?, pin_s?} → {jobs: [the new one]}.
 
     Raises InvalidArgument, NoSuchBucket, Overloaded.
     """
     chosen, kind = selection(context, fields), fields.text("kind")
-    options: dict[str, object] = {name: fields.text(name) for name in ("tier", "source") if fields.has(name)}
+    options: dict[str, object] = {name: fields.text(name) for name in ("tier", "source", "codec") if fields.has(name)}
     if pin := fields.choice("pin", _PINS):
         options["pin"] = pin
     if (pin_s := fields.optional_seconds("pin_s")) is not None:
@@ -63,7 +63,7 @@ def _members(job: Job) -> Members:
             "failed": job.failed,
             "unmet": job.unmet,
         },
-        "nbytes": {"total": job.total_nbytes, "done": job.done_nbytes},
+        "nbytes": {"total": job.total_nbytes, "done": job.done_nbytes, "saved": job.saved_nbytes},
         "rate": {
             "objects_s": round(job.done / seconds, 3) if seconds else 0.0,
             "nbytes_s": round(job.done_nbytes / seconds, 3) if seconds else 0.0,
@@ -73,6 +73,6 @@ def _members(job: Job) -> Members:
     }
 
 
-start = Call("StartJob", (*FIELDS, "kind", "tier", "source", "pin", "pin_s"), _start)
+start = Call("StartJob", (*FIELDS, "kind", "tier", "source", "codec", "pin", "pin_s"), _start)
 list_ = Call("ListJobs", ("id",), _list, in_query=True)
 cancel = Call("CancelJob", ("id",), _cancel, in_query=True)

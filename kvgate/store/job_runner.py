@@ -20,6 +20,7 @@ from kvgate.store.job_kinds import KINDS
 from kvgate.store.job_kinds.base import Kind, Skipped, Work
 from kvgate.store.jobs import Job, JobsConfig, JobTable, State, loads
 from kvgate.store.keeper import Keeper
+from kvgate.store.recoder import Recoder
 from kvgate.store.retention import Retention
 from kvgate.store.values import Selection
 from kvgate.tiers.base import Name, SharedTier
@@ -52,6 +53,7 @@ class JobRunner:
         keeper: Keeper,
         retention: Retention,
         bring: Callable[[Entry, int], Awaitable[None]],
+        recoder: Recoder,
         delete: Callable[[str, str, str], Awaitable[bool]],
         find: Callable[..., Awaitable[None]],
         file: DurableFile,
@@ -65,7 +67,7 @@ class JobRunner:
         find:   looks for keys of a tenant's bucket in shared tiers, so that the index knows them
         """
         self._index, self._copies, self._keeper, self._retention = index, copies, keeper, retention
-        self._bring, self._delete, self._find = bring, delete, find
+        self._bring, self._recoder, self._delete, self._find = bring, recoder, delete, find
         self._file, self._config, self._metrics, self._now_ms = file, config, metrics, now_ms
         self._table = JobTable(config, now_ms)
         self._turns = Turns(config.operations, config.in_flight, waiting=1 << 30)  # one a job that works
@@ -194,7 +196,7 @@ class JobRunner:
 
     async def _carry_out(self, job: Job) -> None:
         chosen = job.selection
-        kind = KINDS[job.kind](self._work_of(job.tenant, chosen, job.options, job.started_ms or 0))
+        kind = KINDS[job.kind](self._work_of(job.tenant, chosen, job.options, job))
         await kind.begin()
         async for page in self._pages(job.tenant, chosen):
             job.total += len(page)
@@ -309,16 +311,20 @@ class JobRunner:
                 raise
         return turn
 
-    def _work_of(self, tenant: str, selection: Selection, options: Mapping[str, Any], started_ms: int = 0) -> Work:
+    def _work_of(
+        self, tenant: str, selection: Selection, options: Mapping[str, Any], job: Job | None = None
+    ) -> Work:
         return Work(
             tenant=tenant,
             selection=selection,
             options=options,
-            started_ms=started_ms,
+            started_ms=0 if job is None else job.started_ms or 0,
             copies=self._copies,
             keeper=self._keeper,
             retention=self._retention,
             bring=self._bring,
+            recoder=self._recoder,
+            note_saved=(lambda _: None) if job is None else job.note_saved,
             delete=self._delete,
             memory_nbytes=int(self._config.memory_share * self._copies.tiers[MEMORY].limit()),
         )

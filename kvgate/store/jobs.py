@@ -92,6 +92,7 @@ class Job:
     total:   as counted before the first object; more may come under a prefix while it works
     done:    worked on, those included of which it held already
     skipped: left as they were, for the `reasons` told; failed: of which an error kept the work from its end
+    saved_nbytes: that their copies take less room than before; negative for more
     unmet:   of which the check at the end found that it does not hold, with up to MAX_EXAMPLES keys and why
     """
 
@@ -114,6 +115,7 @@ class Job:
     reasons: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[str, str]] = field(default_factory=list)
     message: str = ""
+    saved_nbytes: int = 0
     selected: int | None = None  # how many keys it was given, once these are let go
 
     @property
@@ -134,6 +136,10 @@ class Job:
         """An error kept the work on one object from its end."""
         self.failed += 1
         self._note(reason)
+
+    def note_saved(self, nbytes: int) -> None:
+        """The copy of one object takes so many bytes less."""
+        self.saved_nbytes += nbytes
 
     def note_unmet(self, key: str, why: str) -> None:
         """The check at the end found that it does not hold of one object."""

@@ -107,6 +107,8 @@ class Mover:
                 return await self._stream(entry, source, copy, rank)
             except _SourceFailed as error:
                 failed = error.reason
+                if entry.copies[source] not in (None, copy):  # it has been made anew, and the old one is gone
+                    return await self._write_from_any(entry, rank)
                 if isinstance(failed, CorruptCopy | NotInTier):
                     copies.drop_bad_copy(entry, source, copy, failed)
         raise failed or NotInTier("there is no good copy of this object any more")

@@ -5,6 +5,7 @@ room        what is evicted so that something else fits
 promotion   from lower tiers to memory, when something is read
 mover       one copy made from another, in whichever tier
 demotion    to lower tiers, in the background
+recoder     a copy made anew in place, compressed or not
 backlog     what private tiers are still to get
 """
 
@@ -18,6 +19,7 @@ from kvgate.store.copies import Copies
 from kvgate.store.demotion import Demotion
 from kvgate.store.mover import Mover
 from kvgate.store.promotion import Promotion
+from kvgate.store.recoder import Recoder
 from kvgate.store.room import Room
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Placement:
         self.room = Room(copies, self.backlog, metrics)
         self.promotion = Promotion(copies, self.room, metrics)
         self.mover = Mover(copies, self.room, self.promotion, config)
+        self.recoder = Recoder(copies, self.room, self.promotion)
         self.demotion = Demotion(copies, self.mover, self.backlog, metrics)
         self.room.spill_to = self.demotion.spill
         self.room.waiting_for = self.demotion.waiting

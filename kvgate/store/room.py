@@ -118,6 +118,10 @@ class Room:
         self._keep_to_limit(rank, tenant, nbytes)
         await self._make(rank, tenant, nbytes)
 
+    async def make_spare(self, rank: int, tenant: str, nbytes: int) -> None:
+        """As `make`, for what takes the place of what is there: the tenant's limit has it counted. Raises TierFull."""
+        await self._make(rank, tenant, nbytes)
+
     def may_hold(self, ranks: Iterable[int], tenant: str, nbytes: int) -> bool:
         """Whether one of the tiers may have an object of this length of a tenant, as far as its limits say."""
         return any(self._copies.residents[rank].shares.excess(tenant, 0, nbytes) == 0 for rank in ranks)

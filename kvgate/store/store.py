@@ -179,6 +179,7 @@ class Store:
             keeper=self.keeper,
             retention=self._retention,
             bring=self._placement.mover.bring,
+            recoder=self._placement.recoder,
             delete=self.delete,
             find=self.find,
             file=DurableFile(jobs, job_runner.SCHEMA),

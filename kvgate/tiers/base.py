@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from kvgate.codec.base import Codec
 from kvgate.memory.lease import Lease
 
 Copy = Any
@@ -200,6 +201,22 @@ class Digested(Protocol):
 
     async def blocks(self, record: Record, copy: Copy) -> array[int]:
         """The crc64nvme of the copy's blocks, without reading them. Raises NotInTier, CorruptCopy, TierError."""
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """What a private tier offers besides that can keep copies in fewer bytes. Whoever reads them sees no difference."""
+
+    async def recode(self, record: Record, copy: Copy, codecs: Sequence[Codec]) -> Copy:
+        """A finished but unpublished copy of the same object, made from a good `copy`, which stays as it is.
+
+        codecs: that may encode it; one is chosen for the whole. Without any, the new copy lies as the object was sent
+        `copy` itself comes back when it is encoded, or plain, already, and when it would take hardly less room. Raises
+        TierFull, NotInTier, CorruptCopy, or another TierError, with nothing left behind.
+        """
+
+    def stored_nbytes(self, record: Record, copy: Copy) -> int:
+        """What the body of a copy takes: less than the object has when, and only when, it is encoded."""
 
 
 class Mapped(Protocol):

@@ -5,6 +5,8 @@ Invariants
 2. The index names a file only after `publish`; a file that it does not name is an orphan, and is removed.
 3. File numbers are never used twice while the tier is open, so no two copies share a file.
 4. Every read checks the footer against the record, and every block against the footer.
+5. A file is never written to again. One that is to be encoded, or not to be any more, gets a successor with a number of
+   its own, which the index then names instead of it.
 
 After the death of the process at any point, `start` finds the published copies whole. After a loss of power it finds
 them if `fsync` is on; otherwise some may be torn, and their reads raise CorruptCopy.
@@ -24,12 +26,13 @@ import sqlite3
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from kvgate.codec.base import Codec
 from kvgate.config import MiB, Size, option
 from kvgate.errors import ConfigError, CorruptCopy, TierBusy, TierError, TierFull
 from kvgate.memory.digest import BLOCK_NBYTES
@@ -37,7 +40,7 @@ from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
 from kvgate.memory.threads import started_threads
 from kvgate.tiers.base import Copy, Record, Usage
-from kvgate.tiers.disk_file import open_verified, read_footer
+from kvgate.tiers.disk_file import describe_file, open_verified
 from kvgate.tiers.disk_index import BATCH_ROWS, DiskIndex
 from kvgate.tiers.disk_streams import (
     FOOTER_ALLOWANCE_NBYTES,
@@ -48,6 +51,7 @@ from kvgate.tiers.disk_streams import (
     unlink,
 )
 from kvgate.tiers.quarantine import Quarantine
+from kvgate.tiers.recoding import Recoding
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +108,7 @@ class DiskTier:
         self._quarantine = Quarantine(config.path / "quarantine", config.quarantine, config.quarantine_files)
         self._strays: dict[int, float] = {}  # files that are no copy of anything, and when that was seen first
         self._threads = started_threads(config.threads, "kvgate-disk")
+        self._stored: dict[int, int] = {}  # what the bodies of encoded files take; the others take their length
         self._used_nbytes = 0
         self._capacity_nbytes = 0
         self._file_numbers = itertools.count(1)
@@ -165,10 +170,14 @@ class DiskTier:
         """
         live: array[int] = array("Q")
         self._used_nbytes = 0
+        self._stored = self._index.stored()
         for batch in self._index.rows():
             live.extend([file for _, file in batch])
             sizes = Counter([record.nbytes for record, _ in batch])
             self._used_nbytes += sum(footprint(nbytes) * count for nbytes, count in sizes.items())
+            if self._stored:
+                encoded = [(record, file) for record, file in batch if file in self._stored]
+                self._used_nbytes += sum(self._footprint(*each) - footprint(each[0].nbytes) for each in encoded)
             found(batch)
         return live
 
@@ -181,19 +190,19 @@ class DiskTier:
                 os.replace(f"{base}{suffix}", f"{base}{suffix}.unreadable")
         self._index = DiskIndex(base, durable=self.fsync)
         self._index.open()
-        newest: dict[tuple[str, ...], tuple[Record, int]] = {}
+        newest: dict[tuple[str, ...], tuple[Record, int, int | None]] = {}
         for file, path in self._files():
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    record, _ = read_footer(fd)
+                    record, _, encoding = describe_file(fd)
                 finally:
                     os.close(fd)
             except (OSError, CorruptCopy):
                 continue  # no row will name it, so that it is removed as an orphan
             known = newest.get(record[:3])
             if known is None or known[1] < file:
-                newest[record[:3]] = (record, file)
+                newest[record[:3]] = (record, file, None if encoding is None else encoding.stored_nbytes)
         rows = list(newest.values())
         for begin in range(0, len(rows), BATCH_ROWS):
             self._index.put_now(rows[begin : begin + BATCH_ROWS])
@@ -253,7 +262,7 @@ class DiskTier:
 
     async def publish(self, record: Record, copy: Copy) -> None:
         """See Tier."""
-        await self._index.put(record, copy)
+        await self._index.put(record, copy, self._stored.get(copy))
 
     def open(self, record: Record, copy: Copy) -> FileReader:
         """See Tier."""
@@ -269,7 +278,8 @@ class DiskTier:
             await self._index.remove(record, copy)
         finally:
             if await self.run((), unlink, self.path(copy)):
-                self.take(-footprint(record.nbytes))
+                self.take(-self._footprint(record, copy))
+                self._stored.pop(copy, None)
 
     # --- inspection: see Inspected -----------------------------------------------------------------------------------
 
@@ -283,7 +293,44 @@ class DiskTier:
             await self._index.remove(record, copy)
         finally:
             if await self.run((), self._quarantine.take, self.path(copy)):
-                self.take(-footprint(record.nbytes))
+                self.take(-self._footprint(record, copy))
+                self._stored.pop(copy, None)
+
+    # --- encoding: see Encodes ---------------------------------------------------------------------------------------
+
+    def stored_nbytes(self, record: Record, copy: Copy) -> int:
+        """See Encodes."""
+        return self._stored.get(copy, record.nbytes)
+
+    async def recode(self, record: Record, copy: Copy, codecs: Sequence[Codec]) -> Copy:
+        """See Encodes."""
+        if bool(codecs) == (copy in self._stored) or (codecs and footprint(record.nbytes) <= footprint(1)):
+            return copy
+        if record.nbytes > self.room(record.tenant):
+            raise TierFull(f"the disk tier has no room for {record.nbytes} bytes")
+        file = next(self._file_numbers)
+        open_file = partial(open_verified, str(self.path(copy)), record)
+        recoding = Recoding(open_file, _Place(self, file), record, codecs, fsync=self.fsync)
+        taken_nbytes = footprint(record.nbytes)
+        self.take(taken_nbytes)
+        try:
+            while await self.run((), recoding.step):
+                pass
+            encoding = await self.run((), recoding.finish)
+        except BaseException:
+            self.take(-taken_nbytes)
+            await self.run((), recoding.discard)
+            raise
+        if codecs and encoding is None:
+            self.take(-taken_nbytes)
+            return copy
+        if encoding is not None:
+            self._stored[file] = encoding.stored_nbytes
+        self.take(self._footprint(record, file) - taken_nbytes)
+        return file
+
+    def _footprint(self, record: Record, copy: Copy) -> int:
+        return footprint(self.stored_nbytes(record, copy))
 
     async def set_strays_aside(self, age_s: float) -> int:
         """See Inspected."""
@@ -303,9 +350,9 @@ class DiskTier:
         return sum(self._quarantine.take(Path(files[file])) for file in old)
 
     def _blocks(self, record: Record, copy: Copy) -> array[int]:
-        fd, blocks = open_verified(str(self.path(copy)), record)
-        os.close(fd)
-        return blocks
+        file = open_verified(str(self.path(copy)), record)
+        os.close(file.fd)
+        return file.blocks
 
     # --- for uploads and readers --------------------------------------------------------------------------------------
 

@@ -1,5 +1,7 @@
 """The file that holds one object on disk: the body from byte 0, then the footer that says what it is (`footer.py`).
 
+The body lies as it is, or encoded.
+
 The index can be rebuilt from the files alone. Everything here blocks; it runs in a tier's threads.
 """
 
@@ -8,26 +10,43 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from kvgate.errors import CorruptCopy, NotInTier
 from kvgate.tiers.base import Record
-from kvgate.tiers.footer import decode_footer, footer_nbytes
+from kvgate.tiers.footer import Description, Encoding, describe, footer_nbytes
 
 _FIRST_READ_NBYTES = 8192
 _IOV_MAX = 1024
 
 
-def read_footer(fd: int) -> tuple[Record, array[int]]:
-    """What the file says it holds, and the crc64nvme of its blocks. Raises CorruptCopy unless all is consistent."""
+class OpenFile(NamedTuple):
+    """A descriptor of a file that holds an object, the crc64nvme of its blocks, and how it lies, if encoded."""
+
+    fd: int
+    blocks: array[int]
+    encoding: Encoding | None = None
+
+
+def describe_file(fd: int) -> Description:
+    """What the file says that it holds. Raises CorruptCopy unless all is consistent."""
     size = os.fstat(fd).st_size
     end = os.pread(fd, min(size, _FIRST_READ_NBYTES), max(0, size - _FIRST_READ_NBYTES))
     length = footer_nbytes(end, size)
     footer = os.pread(fd, length, size - length) if length > len(end) else end[-length:]
-    return decode_footer(footer, size)
+    return describe(footer, size)
 
 
-def open_verified(path: str, record: Record) -> tuple[int, array[int]]:
-    """An open descriptor of the file at `path`, which claims to hold exactly `record`, and the digests of its blocks.
+def read_footer(fd: int) -> tuple[Record, array[int]]:
+    """As `describe_file`, of a file whose body lies as it is: what it holds, and the crc64nvme of its blocks."""
+    record, blocks, encoding = describe_file(fd)
+    if encoding is not None:
+        raise CorruptCopy("the body is encoded, which it never is here")
+    return record, blocks
+
+
+def open_verified(path: str, record: Record) -> OpenFile:
+    """The file at `path`, which claims to hold exactly `record`.
 
     Raises NotInTier when there is no such file, CorruptCopy when it is something else.
     """
@@ -36,13 +55,13 @@ def open_verified(path: str, record: Record) -> tuple[int, array[int]]:
     except FileNotFoundError as error:
         raise NotInTier("the file is gone") from error
     try:
-        found, blocks = read_footer(fd)
+        found, blocks, encoding = describe_file(fd)
         if found != record:
             raise CorruptCopy("the file holds another object, or another version of it")
     except BaseException:
         os.close(fd)
         raise
-    return fd, blocks
+    return OpenFile(fd, blocks, encoding)
 
 
 def write_all(fd: int, views: Sequence[memoryview], offset: int) -> None:

@@ -22,20 +22,32 @@ from kvgate.tiers.base import NO_ATTRIBUTES, Record
 
 BATCH_ROWS = 20_000
 
-_SCHEMA = """
+_VERSION = 2
+_SCHEMA = f"""
 create table namespaces (id integer primary key, tenant text not null, bucket text not null, unique (tenant, bucket));
 create table objects (
     namespace integer not null, key text not null, file integer not null, nbytes integer not null,
-    crc64nvme integer not null, mtime_ms integer not null, attributes text,
+    crc64nvme integer not null, mtime_ms integer not null, attributes text, stored integer,
     primary key (namespace, key)
 ) without rowid;
-pragma user_version = 1;
+create index encoded on objects (file, stored) where stored is not null;
+pragma user_version = {_VERSION};
 """
-_PUT = """insert into objects values (?, ?, ?, ?, ?, ?, ?) on conflict (namespace, key) do update set
+"""`stored` is what an encoded body takes, and null where the body lies as it was sent."""
+
+_FROM_VERSION_1 = f"""
+begin immediate;
+alter table objects add column stored integer;
+create index encoded on objects (file, stored) where stored is not null;
+pragma user_version = {_VERSION};
+commit;
+"""
+_PUT = """insert into objects values (?, ?, ?, ?, ?, ?, ?, ?) on conflict (namespace, key) do update set
     file = excluded.file, nbytes = excluded.nbytes, crc64nvme = excluded.crc64nvme, mtime_ms = excluded.mtime_ms,
-    attributes = excluded.attributes"""
+    attributes = excluded.attributes, stored = excluded.stored"""
 _REMOVE = "delete from objects where namespace = ? and key = ? and file = ?"
 _ALL = """select key, nbytes, crc64nvme, mtime_ms, attributes, file from objects where namespace = ? order by key"""
+_STORED = "select file, stored from objects where stored is not null and typeof(stored) = 'integer' and stored >= 0"
 
 
 class DiskIndex:
@@ -46,7 +58,7 @@ class DiskIndex:
         self._durable = durable
         self._thread = started_threads(1, "kvgate-disk-index")
         self._namespaces: dict[tuple[str, str], int] = {}
-        self._pending: list[tuple[str, Record, int]] = []
+        self._pending: list[tuple[str, Record, int, int | None]] = []
         self._gathering: asyncio.Future[None] | None = None
         self._committing = False
         self._db: sqlite3.Connection
@@ -64,10 +76,15 @@ class DiskIndex:
             (version,) = self._db.execute("pragma user_version").fetchone()
             if version == 0:
                 self._db.executescript(_SCHEMA)
-            elif version != 1:
-                raise TierError(f"{self._path} has index version {version}; this kvgate reads version 1")
+            elif version == 1:
+                self._db.executescript(_FROM_VERSION_1)
+            elif version != _VERSION:
+                raise TierError(f"{self._path} has index version {version}; this kvgate reads up to {_VERSION}")
             for number, tenant, bucket in self._db.execute("select id, tenant, bucket from namespaces"):
                 self._namespaces[tenant, bucket] = number
+        except UnicodeDecodeError as error:  # SQLite has cited what it could not read
+            self._db.close()
+            raise sqlite3.DatabaseError(f"the schema cannot be read: {error}") from error
         except BaseException:
             self._db.close()
             raise
@@ -115,21 +132,28 @@ class DiskIndex:
         except sqlite3.Error as error:
             raise TierError(f"the disk index could not be read: {error}", transient=True) from error
 
-    def put_now(self, rows: list[tuple[Record, int]]) -> None:
-        """Record a batch of objects in the calling thread; used to rebuild the index before anything else runs."""
-        self._commit([(_PUT, record, file) for record, file in rows])
+    def stored(self) -> dict[int, int]:
+        """What the bodies of encoded files take, by file. Raises sqlite3.DatabaseError."""
+        return dict(self._db.execute(_STORED))
 
-    async def put(self, record: Record, file: int) -> None:
-        """Record that `file` holds the current version of an object; durable on return. Raises TierError."""
-        await self._apply(_PUT, record, file)
+    def put_now(self, rows: list[tuple[Record, int, int | None]]) -> None:
+        """Record a batch of objects in the calling thread; used to rebuild the index before anything else runs."""
+        self._commit([(_PUT, record, file, stored) for record, file, stored in rows])
+
+    async def put(self, record: Record, file: int, stored: int | None = None) -> None:
+        """Record that `file` holds the current version of an object; durable on return. Raises TierError.
+
+        stored: what the body takes when it is encoded
+        """
+        await self._apply(_PUT, record, file, stored)
 
     async def remove(self, record: Record, file: int) -> None:
         """Forget an object, if `file` is the one that the index has for it; durable on return. Raises TierError."""
         await self._apply(_REMOVE, record, file)
 
-    async def _apply(self, statement: str, record: Record, file: int) -> None:
+    async def _apply(self, statement: str, record: Record, file: int, stored: int | None = None) -> None:
         loop = asyncio.get_running_loop()
-        self._pending.append((statement, record, file))
+        self._pending.append((statement, record, file, stored))
         if self._gathering is None:
             self._gathering = loop.create_future()
         committed = self._gathering
@@ -155,17 +179,18 @@ class DiskIndex:
 
         loop.run_in_executor(self._thread, self._commit, batch).add_done_callback(ended)
 
-    def _commit(self, batch: list[tuple[str, Record, int]]) -> None:
+    def _commit(self, batch: list[tuple[str, Record, int, int | None]]) -> None:
         self._db.execute("begin immediate")
         try:
-            for statement, record, file in batch:
+            for statement, record, file, stored in batch:
                 namespace = self._namespace(record.tenant, record.bucket)
                 if statement is _REMOVE:
                     self._db.execute(_REMOVE, (namespace, record.key, file))
                     continue
                 text = json.dumps(dict(record.attributes), separators=(",", ":")) if record.attributes else None
                 crc = record.crc64nvme - (1 << 64) if record.crc64nvme >> 63 else record.crc64nvme
-                self._db.execute(_PUT, (namespace, record.key, file, record.nbytes, crc, record.mtime_ms, text))
+                row = (namespace, record.key, file, record.nbytes, crc, record.mtime_ms, text, stored)
+                self._db.execute(_PUT, row)
             self._db.execute("commit")
         except BaseException:
             with contextlib.suppress(sqlite3.Error):

@@ -13,8 +13,9 @@ from kvgate.errors import CorruptCopy, TierError, TierFull
 from kvgate.memory.digest import BLOCK_NBYTES, span_of_blocks, verify_blocks
 from kvgate.memory.lease import Lease
 from kvgate.tiers.base import Arrived, Copy, Record
-from kvgate.tiers.disk_file import read_all, write_all
-from kvgate.tiers.footer import encode_footer
+from kvgate.tiers.disk_file import OpenFile, read_all, write_all
+from kvgate.tiers.encoded_body import read_blocks
+from kvgate.tiers.footer import Encoding, encode_footer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -137,10 +138,10 @@ class FileReader:
     """One open file. Its descriptor keeps the bytes readable after the file has been removed."""
 
     def __init__(
-        self, files: Files, record: Record, open_file: Callable[[], tuple[int, array[int]]], *, cached: bool = True
+        self, files: Files, record: Record, open_file: Callable[[], OpenFile], *, cached: bool = True
     ) -> None:
         """
-        open_file: a descriptor of the file that holds `record`, and the digests of its blocks
+        open_file: the file that holds `record`
         cached:    whether the system may keep the bytes in memory; else they come from the medium, and are forgotten
         """
         self._cached = cached
@@ -150,6 +151,7 @@ class FileReader:
         self._fd = -1
         self._closed = False
         self._blocks: array[int] = array("Q")
+        self._encoding: Encoding | None = None
         self._lock = threading.Lock()  # held by whichever thread uses the descriptor
 
     async def read_into(self, start: int, lease: Lease, nbytes: int, arrived: Arrived | None = None) -> array[int]:
@@ -171,7 +173,7 @@ class FileReader:
             if self._closed:  # the caller was cancelled, and has closed before this thread came to work
                 raise TierError("the reader is closed")
             if self._fd < 0:
-                self._fd, self._blocks = self._open_file()
+                self._fd, self._blocks, self._encoding = self._open_file()
                 if not self._cached:
                     os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
                 elif len(steps) > 1:
@@ -181,7 +183,10 @@ class FileReader:
                 if arrived is not None and number:
                     arrived(at - start)
                 stop = at + sum(map(len, views))
-                read_all(self._fd, views, at)
+                if self._encoding is None:
+                    read_all(self._fd, views, at)
+                else:
+                    read_blocks(self._fd, self._encoding, views, at)
                 if not verify_blocks(views, at, stop, self._record.nbytes, self._blocks):
                     raise CorruptCopy("the bytes of the file do not match their digest")
                 at = stop

@@ -22,7 +22,6 @@ import logging
 import os
 import secrets
 import time
-from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +34,7 @@ from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
 from kvgate.memory.threads import started_threads
 from kvgate.tiers.base import HERE, Copy, Name, Record, Usage
+from kvgate.tiers.disk_file import OpenFile
 from kvgate.tiers.disk_streams import FileReader, FileUpload, footprint, unlink
 from kvgate.tiers.fs_files import GONE, name_of, open_object, publish, sync_folders, take_away
 from kvgate.tiers.fs_names import file_path
@@ -245,22 +245,21 @@ class FsTier:
         os.close(fd)
         return record
 
-    def _open_version(self, record: Record) -> tuple[int, array[int]]:
-        """A descriptor of the file that holds `record`, and the digests. Raises NotInTier, CorruptCopy."""
+    def _open_version(self, record: Record) -> OpenFile:
+        """The file that holds `record`. Raises NotInTier, CorruptCopy."""
         name = name_of(record)
         fd, found, blocks = open_object(self.path(name), name)
         if not found.same_body(record):
             os.close(fd)
             raise NotInTier("the file holds another version of the object")
-        return fd, blocks
+        return OpenFile(fd, blocks)
 
     def _delete(self, record: Record) -> bool:
         """Remove this version, or what is no object at all; False when it is not there."""
         path = self.path(name_of(record))
         try:
             seen = path.stat()
-            fd, _ = self._open_version(record)
-            os.close(fd)
+            os.close(self._open_version(record).fd)
         except NotInTier:
             return False
         except CorruptCopy:

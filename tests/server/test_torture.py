@@ -14,7 +14,7 @@ from pathlib import Path
 
 from kvgate.client.sync import Client
 from kvgate.errors import GatewayError
-from kvgate.tiers.disk_file import read_footer
+from kvgate.tiers.disk_file import describe_file
 from tests.gateways import ALPHA, RunningGateway
 
 KILLS = int(os.environ.get("KVGATE_KILLS", "12"))
@@ -112,7 +112,7 @@ def scan(gateway: RunningGateway, folders: dict[str, Path]) -> None:
                 records = []
                 for path in (folder / "objects").glob("*/*"):
                     with path.open("rb") as file:
-                        records.append(read_footer(file.fileno())[0])
+                        records.append(describe_file(file.fileno()).record)
                 found[name] = (len(records), sum(record.nbytes for record in records))
             stats = client.stats()
             said = {name: (stats.tiers[name].objects, stats.tiers[name].nbytes) for name in folders}

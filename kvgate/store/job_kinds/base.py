@@ -10,6 +10,7 @@ from kvgate.errors import InvalidArgument, KVGateError
 from kvgate.store.copies import MEMORY, Copies
 from kvgate.store.index import Entry
 from kvgate.store.keeper import Keeper
+from kvgate.store.recoder import Recoder
 from kvgate.store.retention import Retention
 from kvgate.store.values import Selection
 
@@ -23,6 +24,7 @@ class Work:
     """What a job works with.
 
     bring:        gives an entry a copy in the tier of a rank. Raises TierError
+    note_saved:   told of bytes of room that are free now, or with a negative number taken
     delete:       deletes a tenant's object. Raises TierError
     memory_nbytes: how much of memory this job may fill
     """
@@ -35,6 +37,8 @@ class Work:
     keeper: Keeper
     retention: Retention
     bring: Callable[[Entry, int], Awaitable[None]]
+    recoder: Recoder
+    note_saved: Callable[[int], None]
     delete: Callable[[str, str, str], Awaitable[bool]]
     memory_nbytes: int
 

@@ -1,0 +1,1 @@
+"""Codecs: a block of bytes in fewer bytes, and back."""
