@@ -269,7 +269,7 @@ def _job(status: int, members: object) -> Job:
         unmet=objects.one("unmet", int),
         total_nbytes=nbytes.one("total", int),
         done_nbytes=nbytes.one("done", int),
-        saved_nbytes=nbytes.one("saved", int),
+        saved_nbytes=nbytes.signed("saved"),
         objects_s=rate.number("objects_s"),
         nbytes_s=rate.number("nbytes_s"),
         reasons=tuple([(each.one("reason", str), each.one("objects", int)) for each in reasons]),
@@ -417,6 +417,13 @@ class _Fields:
         value = self._members.get(name)
         if type(value) is not kind or (isinstance(value, int | float) and not 0 <= value < math.inf):
             malformed(self._status, f"{name} is missing, of another type or out of range")
+        return value
+
+    def signed(self, name: str) -> int:
+        """A whole number that may be negative."""
+        value = self._members.get(name)
+        if type(value) is not int:
+            malformed(self._status, f"{name} is missing, or no whole number")
         return value
 
     def one_or_none(self, name: str, kind: type[T]) -> T | None:

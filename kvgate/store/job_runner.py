@@ -311,9 +311,7 @@ class JobRunner:
                 raise
         return turn
 
-    def _work_of(
-        self, tenant: str, selection: Selection, options: Mapping[str, Any], job: Job | None = None
-    ) -> Work:
+    def _work_of(self, tenant: str, selection: Selection, options: Mapping[str, Any], job: Job | None = None) -> Work:
         return Work(
             tenant=tenant,
             selection=selection,

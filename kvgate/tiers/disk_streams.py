@@ -137,9 +137,7 @@ class FileUpload:
 class FileReader:
     """One open file. Its descriptor keeps the bytes readable after the file has been removed."""
 
-    def __init__(
-        self, files: Files, record: Record, open_file: Callable[[], OpenFile], *, cached: bool = True
-    ) -> None:
+    def __init__(self, files: Files, record: Record, open_file: Callable[[], OpenFile], *, cached: bool = True) -> None:
         """
         open_file: the file that holds `record`
         cached:    whether the system may keep the bytes in memory; else they come from the medium, and are forgotten

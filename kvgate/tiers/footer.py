@@ -67,7 +67,6 @@ class Description(NamedTuple):
     encoding: Encoding | None
 
 
-
 def encode_footer(record: Record, blocks: array[int], encoding: Encoding | None = None) -> bytes:
     """The bytes that follow the body of a file."""
     fields: dict[str, Any] = {

@@ -205,3 +205,22 @@ def test_a_wait_that_is_broken_off_leaves_the_job_at_work(alpha: dict[str, str],
     while not (job := client.job(id)).has_ended:
         pass
     assert job.state == "done"
+
+
+def test_compress_and_decompress_say_what_it_is_worth(kvgate: Kvgate, alpha: dict[str, str], client: Client) -> None:
+    key, body = "job/z/words", b"words " * 100_000
+    client.put(BUCKET, key, body)
+    on_disk(client, [key])
+    answer = kvgate("compress", "--tier", "disk", "--recursive", f"s3://{BUCKET}/job/z/", env=alpha)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert answer.stdout.startswith("compress: 1 of 1 object, 585.9 KiB, ")
+    assert " less on disk, in " in answer.stdout
+    assert client.get(BUCKET, key).body == body
+    on_disk(client, [key])
+    answer = kvgate("decompress", "--json", f"s3://{BUCKET}/{key}", env=alpha)
+    facts = json.loads(answer.stdout)
+    assert (answer.returncode, facts["kind"], facts["state"]) == (0, "decompress", "done")
+    assert facts["saved_nbytes"] < -500_000
+    answer = kvgate("compress", "--codec", "rle", f"s3://{BUCKET}/{key}", env=alpha)
+    assert answer.returncode == 1
+    assert "zstd-split" in answer.stderr

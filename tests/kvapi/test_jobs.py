@@ -133,3 +133,14 @@ async def test_prefetch_says_where_chunks_lie(open_api) -> None:
 def test_the_document_names_every_kind() -> None:
     assert DOCUMENT["components"]["schemas"]["JobRequest"]["properties"]["kind"]["enum"] == [*KINDS]
     assert ("POST", JOBS) in ROUTES
+
+
+async def test_compress_takes_a_codec_and_needs_a_tier_that_compresses(open_api) -> None:
+    async with open_api() as opened:
+        assert (await begin(opened, "compress", prefix="", codec="rle"))[1]["message"].startswith(
+            "codec: expected zstd"
+        )
+        status, answer = await begin(opened, "compress", prefix="", codec="zstd")
+        assert (status, answer["code"]) == (400, "InvalidArgument")
+        assert "a disk tier does" in answer["message"]
+        assert "codec: not for" in (await begin(opened, "decompress", prefix="", codec="zstd"))[1]["message"]

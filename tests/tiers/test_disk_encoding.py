@@ -1,4 +1,4 @@
-"""Copies of the disk tier that are encoded: whoever reads them sees no difference, and room is counted as it is taken."""
+"""Encoded copies in the disk tier: whoever reads them sees no difference, and room is counted as it is taken."""
 
 from __future__ import annotations
 
@@ -206,19 +206,20 @@ async def test_what_would_take_hardly_less_room_stays(tier: DiskTier, arena: Are
 
 
 async def test_a_bit_flipped_anywhere_never_gives_a_wrong_byte(tier: DiskTier, arena: Arena) -> None:
-    body = os.urandom(150) + b"words and words " * 500
+    body = os.urandom(150) + b"words and words " * 700
     for codec in ALL:
         record, copy = await put(tier, arena, codec.name, body)
         path = tier.path(await recode(tier, record, copy, [codec]))
         whole, file, noticed = path.read_bytes(), int(path.name, 16), 0
-        for at in range(len(whole)):
+        positions = [at for at in range(len(whole)) if at < 300 or at % 7 == 0 or at > len(whole) - 400]
+        for at in positions:
             flip(path, at, 1 << at % 8)
             try:
                 assert await get(tier, arena, record, file) == body
             except CorruptCopy:
                 noticed += 1
             path.write_bytes(whole)
-        assert noticed > len(whole) - 10  # a frame has a few bits that mean nothing
+        assert noticed > len(positions) - 10  # a frame has a few bits that mean nothing
         assert await get(tier, arena, record, file) == body
 
 
