@@ -80,22 +80,25 @@ class Recoder:
         if new is copy:
             return 0
         saved_nbytes = before_nbytes - tier.stored_nbytes(record, new)
-        unwanted = new
+        unwanted: Copy | None = new
         try:
             if not entry.current or entry.copies[rank] is not copy:
                 return 0  # it has been deleted, replaced or dropped meanwhile
             self._refuse_if_in_use(entry, own_leases=1)
             entry.set_copy(rank, new)
-            unwanted = copy
+            unwanted = None  # until it is known which one a restart would find
             try:
                 await self._copies.tiers[rank].publish(record, new)
+                unwanted = copy
             except TierError:
+                unwanted = copy
                 if entry.copies[rank] is new:
                     entry.set_copy(rank, copy)
                     unwanted = new
                 raise
         finally:
-            await self._copies.tiers[rank].delete(record, unwanted)
+            if unwanted is not None:
+                await self._copies.tiers[rank].delete(record, unwanted)
         return saved_nbytes
 
     def _refuse_if_in_use(self, entry: Entry, own_leases: int) -> None:
