@@ -1,11 +1,12 @@
 """The footer of a file on disk: whatever lies there, it is read as what was written or as a corrupt copy.
 
 An input's first byte says whether the others are a whole file, or a footer, which then gets the length, checksum and
-magic that belong to it.
+magic that belong to it. Of a body that says it is encoded, its only block is decoded too.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from array import array
@@ -17,17 +18,20 @@ from awscrt import checksums
 from fuzz.draw import Draw
 from fuzz.properties import must
 from fuzz.targets.base import Target
-from kvgate.errors import CorruptCopy
+from kvgate.errors import CorruptCopy, TierError
 from kvgate.s3.representation import checksum_headers, description
 from kvgate.tiers.base import Record
-from kvgate.tiers.disk_file import open_verified, read_footer
-from kvgate.tiers.footer import MAGIC, encode_footer
+from kvgate.tiers.disk_file import describe_file, open_verified
+from kvgate.tiers.encoded_body import read_block
+from kvgate.tiers.footer import MAGIC, Encoding, encode_footer
 
 _RECORD = Record("tenant", "bucket", "key", 5, 7, 1_770_000_000_000, {"content-type": "a/b"})
 _BLOCKS = array("Q", [7])
 _FOOTER = encode_footer(_RECORD, _BLOCKS)
 _TAIL = struct.Struct("<IQ8s")
 _FIELDS = msgpack.unpackb(_FOOTER[: -_TAIL.size])
+_ENCODED_FOOTER = encode_footer(_RECORD._replace(nbytes=100), _BLOCKS, Encoding("zstd", array("Q", [0, 5])))
+_ENCODED_FIELDS = msgpack.unpackb(_ENCODED_FOOTER[: -_TAIL.size])
 _ODD: tuple[Any, ...] = (
     *(None, True, -1, 0, 1 << 63, 1.5, "", "x", b"", b"x" * 7, [], ["x"], {}, {"a": 1}, {"a": b"b"}),
     *({1: "a"}, float("nan")),
@@ -36,16 +40,16 @@ _ODD: tuple[Any, ...] = (
 
 def check(data: bytes) -> None:
     draw = Draw(data)
-    kind = draw.below(3)
+    kind = draw.below(4)
     if kind == 0:
         file = draw.rest()
     elif kind == 1:
         file = b"12345" + _sealed(draw.rest())
     else:
-        fields = dict(_FIELDS)
-        for _ in range(1 + draw.below(2)):
-            fields[draw.pick((*_FIELDS, "other"))] = draw.pick(_ODD)
-        file = b"12345" + _sealed(msgpack.packb(fields))
+        fields, body = (dict(_FIELDS), b"12345") if kind == 2 else (dict(_ENCODED_FIELDS), draw.take(5).ljust(5))
+        for _ in range(draw.below(3) if kind == 3 else 1 + draw.below(2)):
+            fields[draw.pick((*fields, "other"))] = draw.pick(_ODD)
+        file = body + _sealed(msgpack.packb(fields))
     fd = os.memfd_create("footer")
     try:
         os.write(fd, file)
@@ -57,16 +61,19 @@ def check(data: bytes) -> None:
 def _read(fd: int) -> None:
     path = f"/proc/self/fd/{fd}"
     try:
-        record, blocks = read_footer(fd)
+        record, blocks, encoding = describe_file(fd)
     except CorruptCopy:
         return
-    must(record.nbytes <= os.fstat(fd).st_size, "a body that is longer than its file")
+    if encoding is None:
+        must(record.nbytes <= os.fstat(fd).st_size, "a body that is longer than its file")
+    elif len(blocks) == 1:
+        with contextlib.suppress(TierError):
+            must(len(read_block(fd, encoding, 0, record.nbytes)) == record.nbytes, "a block of another length")
     hash(record[:6])  # indexes have it as a key
     description(record)
     checksum_headers(record)
-    again, _ = open_verified(path, record)
-    os.close(again)
-    with_footer = encode_footer(record, blocks)
+    os.close(open_verified(path, record).fd)
+    with_footer = encode_footer(record, blocks, encoding)
     must(len(with_footer) > _TAIL.size, "a footer that cannot be written again")
 
 
@@ -80,7 +87,7 @@ TARGETS = (
         "disk-files",
         40_000,
         check,
-        (b"\x00" + b"12345" + _FOOTER, b"\x01" + _FOOTER[: -_TAIL.size], b"\x02\x00"),
+        (b"\x00" + b"12345" + _FOOTER, b"\x01" + _FOOTER[: -_TAIL.size], b"\x02\x00", b"\x03(\xb5/\xfd "),
         (
             MAGIC,
             b"\xc0",
