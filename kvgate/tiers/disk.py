@@ -190,7 +190,8 @@ class DiskTier:
                 os.replace(f"{base}{suffix}", f"{base}{suffix}.unreadable")
         self._index = DiskIndex(base, durable=self.fsync)
         self._index.open()
-        newest: dict[tuple[str, ...], tuple[Record, int, int | None]] = {}
+        newest: dict[tuple[str, ...], tuple[Record, int]] = {}
+        stored: dict[int, int] = {}
         for file, path in self._files():
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -202,10 +203,12 @@ class DiskTier:
                 continue  # no row will name it, so that it is removed as an orphan
             known = newest.get(record[:3])
             if known is None or known[1] < file:
-                newest[record[:3]] = (record, file, None if encoding is None else encoding.stored_nbytes)
+                newest[record[:3]] = (record, file)
+                if encoding is not None:
+                    stored[file] = encoding.stored_nbytes
         rows = list(newest.values())
         for begin in range(0, len(rows), BATCH_ROWS):
-            self._index.put_now(rows[begin : begin + BATCH_ROWS])
+            self._index.put_now(rows[begin : begin + BATCH_ROWS], stored)
         logger.warning("the disk index is rebuilt: %d objects", len(rows))
 
     def _files(self) -> Iterator[tuple[int, str]]:

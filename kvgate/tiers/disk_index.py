@@ -11,8 +11,9 @@ import asyncio
 import contextlib
 import json
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
@@ -136,9 +137,12 @@ class DiskIndex:
         """What the bodies of encoded files take, by file. Raises sqlite3.DatabaseError."""
         return dict(self._db.execute(_STORED))
 
-    def put_now(self, rows: list[tuple[Record, int, int | None]]) -> None:
-        """Record a batch of objects in the calling thread; used to rebuild the index before anything else runs."""
-        self._commit([(_PUT, record, file, stored) for record, file, stored in rows])
+    def put_now(self, rows: list[tuple[Record, int]], stored: Mapping[int, int] = MappingProxyType({})) -> None:
+        """Record a batch of objects in the calling thread; used to rebuild the index before anything else runs.
+
+        stored: what the bodies of those files take that are encoded
+        """
+        self._commit([(_PUT, record, file, stored.get(file)) for record, file in rows])
 
     async def put(self, record: Record, file: int, stored: int | None = None) -> None:
         """Record that `file` holds the current version of an object; durable on return. Raises TierError.
