@@ -10,7 +10,7 @@ SHELL := bash
 TORCH := torch==2.13.0
 
 # Tests wait for servers, timeouts and disks more than for a core: more processes than two cores have.
-TEST_PROCESSES := 3
+TEST_PROCESSES := 4
 
 # Where `make bench` writes its figures; RESULTS=docs renews those of docs/performance.md.
 RESULTS := .cache/bench/results

@@ -7,7 +7,7 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 from kvgate.error_table import row_of
-from kvgate.errors import KVGateError
+from kvgate.errors import KVGateError, TierError
 
 T = TypeVar("T")
 
@@ -35,7 +35,7 @@ def refusals() -> Iterator[None]:
     try:
         yield
     except KVGateError as error:
-        if not is_clear(row_of(error).status):
+        if type(error) is TierError or not is_clear(row_of(error).status):  # a 503, but no fault of the input
             raise
 
 

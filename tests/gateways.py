@@ -137,10 +137,15 @@ class RunningGateway:
         return count
 
 
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 11
+PORTS = (10_000 + 2000 * _WORKER, 12_000 + 2000 * _WORKER)
+"""Each process that runs tests has ports of its own, so that none takes what another has just found free."""
+
+
 def free_port() -> int:
     """A port that nobody listens on, outside of the range from which the kernel takes those of connections."""
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = random.randrange(*PORTS)
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind(("127.0.0.1", port))
             return port

@@ -328,6 +328,13 @@ class Copies:
         finally:
             self.leaving_nbytes[rank] -= entry.record.nbytes
 
+    def delete_stale(self, rank: int, record: Record, copy: Copy) -> None:
+        """Delete, in the background, a copy of a version that was replaced before the gateway started."""
+        if rank in self.known:  # another gateway may count on what is in the tier; this one does not
+            self.spawn(self.known[rank].forget(record))
+        else:
+            self.spawn(self.tiers[rank].delete(record, copy))
+
     def is_undeleted(self, name: Name) -> bool:
         """Whether an object that was deleted still lies in a shared tier that was away."""
         return any(name in undeleted for undeleted in self.undeleted.values())

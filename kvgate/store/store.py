@@ -527,6 +527,8 @@ class Store:
             self.multipart.load()
             self._placement.copies.ghosts.begin()
             self.keeper.load(survivors.timed)
+            for stale in survivors.stale:
+                self._placement.copies.delete_stale(*stale)
             await self.jobs.load()
             del survivors
         finally:

@@ -9,6 +9,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -197,6 +198,7 @@ def test_a_wait_that_is_broken_off_leaves_the_job_at_work(alpha: dict[str, str],
     before = {job.id for job in client.jobs()}
     while {job.id for job in client.jobs()} <= before:
         assert process.poll() is None
+    time.sleep(1)  # until it has the answer, and waits
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     (id,) = {job.id for job in client.jobs()} - before

@@ -89,8 +89,12 @@ class Proxy(TCPServer):
 
 
 def flip_late(piece: bytes) -> bytes:
-    """Corrupts bodies: the last bit of every piece that is longer than an ordinary header section."""
-    return piece if len(piece) < 4096 else piece[:-1] + bytes([piece[-1] ^ 1])
+    """Corrupts bodies: a bit in every 4 KiB of a piece that is longer than an ordinary header section, and its last."""
+    changed = bytearray(piece)
+    if len(piece) >= 4096:
+        for at in {*range(4095, len(piece) - 1, 4096), len(piece) - 1}:
+            changed[at] ^= 1
+    return bytes(changed)
 
 
 def slowly(piece: bytes) -> bytes:

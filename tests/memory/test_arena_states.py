@@ -27,6 +27,12 @@ LENGTHS = st.one_of(
 )
 
 
+def memfds() -> int:
+    """How many descriptors of memory segments this process has."""
+    links = (f"/proc/self/fd/{each}" for each in os.listdir("/proc/self/fd"))
+    return sum(os.path.islink(link) and os.readlink(link).startswith("/memfd:") for link in links)
+
+
 @dataclass(eq=False)
 class Held:
     """What the model knows of a slot."""
@@ -49,7 +55,7 @@ def first_words(lease: Lease) -> list[npt.NDArray[np.uint64]]:
 class ArenaStates(RuleBasedStateMachine):
     @initialize(capacity=st.sampled_from([32 * MiB, 40 * MiB + PAGE, 64 * MiB]), segment=st.sampled_from([1, 4, 64]))
     def open(self, capacity: int, segment: int) -> None:
-        self.descriptors = len(os.listdir("/proc/self/fd"))
+        self.descriptors = memfds()
         self.arena = Arena(capacity, segment * MiB)
         self.slots: list[Held] = []
         self.count = 0
@@ -199,7 +205,7 @@ class ArenaStates(RuleBasedStateMachine):
             for lease in whole:
                 lease.release()
         self.arena.close()
-        assert len(os.listdir("/proc/self/fd")) == self.descriptors
+        assert memfds() == self.descriptors
 
 
 ArenaStates.TestCase.settings = settings(max_examples=40, stateful_step_count=50, deadline=None, derandomize=True)

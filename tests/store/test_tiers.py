@@ -321,6 +321,33 @@ async def test_mover_makes_a_copy_in_any_tier_from_any_other(open_test_store: Op
         assert await opened.get(key) == body
 
 
+@pytest.mark.parametrize("newer_in", ["disk", "slow"])
+async def test_of_two_versions_that_survive_the_newer_one_counts_and_the_older_is_gone_for_good(
+    tmp_path: Path, newer_in: str
+) -> None:
+    """As after a kill between the writing of a version and the deletion of the last one in every tier."""
+    async with open_store_in(tmp_path, below=[disk(tmp_path, "slow")]) as opened:
+        await opened.put("k", b"older")
+        await opened.put("other", b"which stays")
+    only_disk = newer_in == "disk"
+    below = [] if only_disk else [disk(tmp_path, "slow")]
+    async with open_store_in(tmp_path, disk_nbytes=256 * MiB if only_disk else None, below=below) as opened:
+        await opened.put("k", b"newer version")
+    async with open_store_in(tmp_path, below=[disk(tmp_path, "slow")]) as opened:
+        assert opened.places("k") == [newer_in]
+        copies = opened.store._placement.copies
+        await copies.wait_for_background()
+        entries = {tier.name: copies.residents[rank].usage("alpha") for rank, tier in enumerate(copies.tiers)}
+        assert entries[newer_in] == (2, len(b"newer versionwhich stays"))
+        older_in = "slow" if only_disk else "disk"
+        assert entries[older_in] == (1, len(b"which stays"))
+        assert len(list((tmp_path / older_in / "objects").glob("*/*"))) == 1
+        assert await opened.get("k") == b"newer version"
+        await opened.store.delete("alpha", "bucket", "k")
+    async with open_store_in(tmp_path, below=[disk(tmp_path, "slow")]) as opened:
+        assert opened.keys() == ["other"]
+
+
 # --- two gateways and one shared tier ---------------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import redis
 
+from tests.gateways import PORTS
+
 START_S = 60.0
 
 
@@ -36,7 +38,7 @@ def program(name: str) -> str:
 def free_port() -> int:
     """Below the range of the kernel's own, with room for a cluster's bus port 10000 above it."""
     while True:
-        port = random.randrange(10_000, 22_000)
+        port = random.randrange(*PORTS)
         with socket.socket() as one, socket.socket() as other:
             try:
                 one.bind(("127.0.0.1", port))
