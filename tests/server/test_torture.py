@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from kvgate.client.sync import Client
 from kvgate.errors import GatewayError
 from kvgate.tiers.disk_file import describe_file
@@ -122,6 +124,7 @@ def scan(gateway: RunningGateway, folders: dict[str, Path]) -> None:
             time.sleep(0.3)  # for objects that are still on their way, and files of unfinished writes
 
 
+@pytest.mark.timeout(120 + 30 * KILLS)
 def test_kills_while_objects_move(start_gateway: Callable[..., RunningGateway], tmp_path: Path) -> None:
     folders = {"disk": tmp_path / "disk", "slow": tmp_path / "slow"}
     gateway = start_gateway(
@@ -147,5 +150,3 @@ def test_kills_while_objects_move(start_gateway: Callable[..., RunningGateway], 
             scan(gateway, folders)
     assert present > KILLS * 10, "hardly anything was there to be lost"
     assert requests > KILLS * 5, "hardly anything was done"
-    metrics = gateway.metrics()
-    print({name: value for name, value in metrics.items() if "lost" in name or "corrupt" in name})
