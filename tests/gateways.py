@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-START_S = 20.0
+START_S = 60.0
 
 
 @dataclass(frozen=True)
