@@ -276,7 +276,10 @@ async def test_processes_on_one_folder_never_read_a_wrong_byte(tmp_path: Path) -
     tier = await started(config(tmp_path))
     children = [
         await asyncio.create_subprocess_exec(
-            sys.executable, __file__, str(tmp_path), str(seed), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            *(sys.executable, __file__, str(tmp_path), str(seed)),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
         )
         for seed in range(3)
     ]
