@@ -5,6 +5,7 @@ KVGATE_KILLS says how often; 200 take about ten minutes.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
@@ -113,7 +114,7 @@ def scan(gateway: RunningGateway, folders: dict[str, Path]) -> None:
             for name, folder in folders.items():
                 records = []
                 for path in (folder / "objects").glob("*/*"):
-                    with path.open("rb") as file:
+                    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:  # it goes meanwhile
                         records.append(describe_file(file.fileno()).record)
                 found[name] = (len(records), sum(record.nbytes for record in records))
             stats = client.stats()
