@@ -212,10 +212,11 @@ class Copies:
             await asyncio.wait(tasks)
 
     def hand_over(self, old: Entry, entry: Entry) -> None:
-        """Give the copies in shared tiers to the entry that takes another's place with the same body."""
+        """Give the copies in shared tiers to the entry that takes another's place with the same body and attributes."""
+        same = old.record.same_body(entry.record) and old.record.attributes == entry.record.attributes
         for rank in self.shared_ranks:
             copy = old.copies[rank]
-            if copy is not None and old.leases == 0 and old.record.same_body(entry.record):
+            if copy is not None and old.leases == 0 and same:
                 old.set_copy(rank, None)
                 self.residents[rank].remove(old)
                 self.add_copy(entry, rank, copy)

@@ -19,7 +19,7 @@ from kvgate.tiers.disk import DiskConfig, DiskTier
 from kvgate.tiers.fs import FsConfig, FsTier
 from kvgate.tiers.rules import TierRules
 from tests.chunks import SPACE, chunk, chunk_hash
-from tests.store.conftest import MiB, Opened, OpenStore, open_store_in
+from tests.store.conftest import ALPHA, MiB, Opened, OpenStore, open_store_in
 
 MANIFEST = f"kv/{SPACE.id}/manifest.json"
 HASHES = b"".join(chunk_hash(number) for number in range(40))
@@ -567,6 +567,18 @@ async def test_object_that_is_written_again_keeps_its_shared_copy(two_stores: Pa
     assert opened.sample("kvgate_demoted_objects_total") == written + 1  # to the disk only
     await two_stores.second.store.find("alpha", "bucket", key)
     assert await two_stores.second.get(key) == b"body"
+
+
+async def test_attributes_that_change_reach_the_shared_tier(two_stores: Pair) -> None:
+    first, second, key = two_stores.first, two_stores.second, lmcache_key(1)
+    await first.put(key, b"body", **{"x-amz-meta-a": "before"})
+    await settled(first)
+    await first.store.set_attributes(ALPHA, "bucket", key, lambda _: {"x-amz-meta-a": "after"})
+    await settled(first)
+    await until(lambda: first.places(key) == ["host", "disk", "fs"])
+    await second.store.find("alpha", "bucket", key)
+    assert second.store.stat("alpha", "bucket", key).attributes == {"x-amz-meta-a": "after"}
+    assert await second.get(key) == b"body"
 
 
 async def test_object_with_another_body_takes_the_place_of_its_last_version_everywhere(two_stores: Pair) -> None:
