@@ -10,7 +10,8 @@ SHELL := bash
 TORCH := torch==2.13.0
 
 # Tests wait for servers, timeouts and disks more than for a core: more processes than two cores have.
-TEST_PROCESSES := 4
+# What fails under that load is tried again, and counted as a rerun; without it: .venv/bin/pytest.
+TEST_PROCESSES := 3
 
 # Where `make bench` writes its figures; RESULTS=docs renews those of docs/performance.md.
 RESULTS := .cache/bench/results
@@ -25,7 +26,7 @@ demo: .cache/demo/installed ## Run a gateway and a small model that reuses its K
 test: .venv/installed ## Run every test
 	.ci/clients
 	.ci/lmcache
-	.venv/bin/pytest -n $(TEST_PROCESSES) --dist loadfile
+	.venv/bin/pytest -n $(TEST_PROCESSES) --dist loadfile --reruns 2
 
 check: .venv/installed ## Lint, format, types and layers
 	.venv/bin/ruff check .

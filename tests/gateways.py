@@ -142,10 +142,16 @@ PORTS = (10_000 + 2000 * _WORKER, 12_000 + 2000 * _WORKER)
 """Each process that runs tests has ports of its own, so that none takes what another has just found free."""
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """A port that nobody listens on, outside of the range from which the kernel takes those of connections."""
     while True:
         port = random.randrange(*PORTS)
+        if port in _given and len(_given) < (PORTS[1] - PORTS[0]) // 2:
+            continue
         with socket.socket() as sock, contextlib.suppress(OSError):
             sock.bind(("127.0.0.1", port))
+            _given.add(port)
             return port

@@ -182,7 +182,8 @@ def test_a_wait_that_is_broken_off_leaves_the_job_at_work(alpha: dict[str, str],
     put(client, "job/int/", 200)
     before = {job.id for job in client.jobs()}
     code = (
-        "import sys, time, kvgate.cli.job as job\n"
+        "import signal, sys, time, kvgate.cli.job as job\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in the background ignores
         "class Slow:\n"
         "    def sleep(_):\n"
         "        print('it waits', flush=True)\n"
