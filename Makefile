@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 
 # Tests wait for servers, timeouts and disks more than for a core: more processes than two cores have.
 # What fails under that load is tried again, and counted as a rerun; without it: .venv/bin/pytest.
-TEST_PROCESSES := 3
+TEST_PROCESSES := 2
 
 # Where `make bench` writes its figures; RESULTS=docs renews those of docs/performance.md.
 RESULTS := .cache/bench/results
