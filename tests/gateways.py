@@ -35,8 +35,8 @@ def default_config(folder: Path) -> dict[str, Any]:
     return {
         "listen": {"host": "127.0.0.1", "port": free_port(), "admin_port": free_port()},
         "tenants": {
-            "alpha": {"access_keys": [vars(ALPHA)], "buckets": ["alpha-bucket", "shared-name"]},
-            "beta": {"access_keys": [vars(BETA)], "buckets": ["beta-bucket", "shared-name"]},
+            "alpha": {"access_keys": [dict(vars(ALPHA))], "buckets": ["alpha-bucket", "shared-name"]},
+            "beta": {"access_keys": [dict(vars(BETA))], "buckets": ["beta-bucket", "shared-name"]},
         },
         "tiers": {
             "host": {"capacity": "256MiB", "prefault": "32MiB"},
