@@ -1,12 +1,7 @@
-"""A small SQLite file for what owners ask the store to remember: what was written is there after any crash.
-
-Writes are gathered: while one transaction commits, those that arrive meanwhile form the next one. They take effect in
-the order of the calls.
-"""
+"""A small SQLite file for what owners ask the store to remember: what was written is there after any crash."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import sqlite3
@@ -16,6 +11,7 @@ from typing import Any
 
 from kvgate.errors import TierError
 from kvgate.memory.threads import started_threads
+from kvgate.tiers.group_commit import GroupCommit
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +27,7 @@ class DurableFile:
         self._path, self._schema, self._version = path, schema, version
         self._db: sqlite3.Connection | None = None
         self._thread = started_threads(1, "kvgate-durable")
-        self._pending: list[Statement] = []
-        self._gathering: asyncio.Future[None] | None = None
-        self._committing = False
+        self._changes = GroupCommit(self._thread, self._commit, self._tier_error)
 
     def open(self) -> None:
         """Open or create the file; one that cannot be used is set aside, and everything in it is forgotten."""
@@ -65,32 +59,7 @@ class DurableFile:
         statements = list(statements)
         if self._db is None or not statements:
             return
-        loop = asyncio.get_running_loop()
-        self._pending += statements
-        if self._gathering is None:
-            self._gathering = loop.create_future()
-        committed = self._gathering
-        if not self._committing:
-            self._start_commit(loop)
-        await asyncio.shield(committed)
-
-    def _start_commit(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch, committed = self._pending, self._gathering
-        assert committed is not None
-        self._pending, self._gathering, self._committing = [], None, True
-
-        def ended(running: asyncio.Future[None]) -> None:
-            self._committing = False
-            error = running.exception()
-            if error is None:
-                committed.set_result(None)
-            else:
-                committed.set_exception(TierError(f"{self._path} could not be written: {error}", transient=True))
-                committed.exception()  # whoever still waits sees it; nobody has to
-            if self._pending:
-                self._start_commit(loop)
-
-        loop.run_in_executor(self._thread, self._commit, batch).add_done_callback(ended)
+        await self._changes.add(statements)
 
     def _commit(self, batch: Sequence[Statement]) -> None:
         assert self._db is not None
@@ -103,6 +72,9 @@ class DurableFile:
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("rollback")
             raise
+
+    def _tier_error(self, error: BaseException) -> TierError:
+        return TierError(f"{self._path} could not be written: {error}", transient=True)
 
     def _connect(self, path: Path) -> sqlite3.Connection:
         db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)

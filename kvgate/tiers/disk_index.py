@@ -1,13 +1,11 @@
 """The durable index of a disk tier: which file holds which object, in SQLite.
 
-Writes are gathered: while one transaction commits, those that arrive meanwhile form the next one. They take effect in
-the order of the calls. WAL with synchronous=NORMAL survives the death of the process at any point; FULL also survives
-the loss of power.
+Writes are gathered (`group_commit.py`) and take effect in the order of the calls. WAL with synchronous=NORMAL survives
+the death of the process at any point; FULL also survives the loss of power.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 import sqlite3
@@ -20,6 +18,7 @@ from urllib.parse import quote
 from kvgate.errors import TierError, TierFull
 from kvgate.memory.threads import started_threads
 from kvgate.tiers.base import NO_ATTRIBUTES, Record
+from kvgate.tiers.group_commit import GroupCommit
 
 BATCH_ROWS = 20_000
 
@@ -59,9 +58,7 @@ class DiskIndex:
         self._durable = durable
         self._thread = started_threads(1, "kvgate-disk-index")
         self._namespaces: dict[tuple[str, str], int] = {}
-        self._pending: list[tuple[str, Record, int, int | None]] = []
-        self._gathering: asyncio.Future[None] | None = None
-        self._committing = False
+        self._changes = GroupCommit(self._thread, self._commit, _tier_error)
         self._db: sqlite3.Connection
 
     def exists(self) -> bool:
@@ -149,39 +146,11 @@ class DiskIndex:
 
         stored: what the body takes when it is encoded
         """
-        await self._apply(_PUT, record, file, stored)
+        await self._changes.add([(_PUT, record, file, stored)])
 
     async def remove(self, record: Record, file: int) -> None:
         """Forget an object, if `file` is the one that the index has for it; durable on return. Raises TierError."""
-        await self._apply(_REMOVE, record, file)
-
-    async def _apply(self, statement: str, record: Record, file: int, stored: int | None = None) -> None:
-        loop = asyncio.get_running_loop()
-        self._pending.append((statement, record, file, stored))
-        if self._gathering is None:
-            self._gathering = loop.create_future()
-        committed = self._gathering
-        if not self._committing:
-            self._start_commit(loop)
-        await asyncio.shield(committed)
-
-    def _start_commit(self, loop: asyncio.AbstractEventLoop) -> None:
-        batch, committed = self._pending, self._gathering
-        assert committed is not None
-        self._pending, self._gathering, self._committing = [], None, True
-
-        def ended(running: asyncio.Future[None]) -> None:
-            self._committing = False
-            error = running.exception()
-            if error is None:
-                committed.set_result(None)
-            else:
-                committed.set_exception(_tier_error(error))
-                committed.exception()  # whoever still waits sees it; nobody has to
-            if self._pending:
-                self._start_commit(loop)
-
-        loop.run_in_executor(self._thread, self._commit, batch).add_done_callback(ended)
+        await self._changes.add([(_REMOVE, record, file, None)])
 
     def _commit(self, batch: list[tuple[str, Record, int, int | None]]) -> None:
         self._db.execute("begin immediate")
