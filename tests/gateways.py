@@ -127,6 +127,22 @@ class RunningGateway:
         samples = (line.rsplit(" ", 1) for line in lines if line and not line.startswith("#"))
         return {name: float(value) for name, value in samples}
 
+    def answered(self, operation: str) -> float:
+        """How many calls of this name it has answered."""
+
+        def count() -> float:
+            return sum(
+                value
+                for name, value in self.metrics().items()
+                if name.startswith("kvgate_requests_total") and f'operation="{operation}"' in name
+            )
+
+        counts = [-1.0, count()]
+        while counts[-1] != counts[-2]:  # an answer is counted when its last byte has left
+            time.sleep(0.05)
+            counts.append(count())
+        return counts[-1]
+
     def descriptors(self) -> int:
         """How many descriptors the gateway has open, without those of memory segments that it keeps for later."""
         assert self.process is not None

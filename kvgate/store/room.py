@@ -183,7 +183,7 @@ class Room:
         return any(copy is not None for each, copy in enumerate(entry.copies) if each != rank)
 
     def _is_owed(self, entry: Entry, rank: int) -> bool:
-        """Whether a private tier is still to get an entry."""
+        """Whether a private tier is still to get an entry; from now on, one that should as it leaves waits for it."""
         copies = self._copies
         if any(entry.waiting >> each & 1 for each in copies.lower_ranks if each not in copies.shared_ranks):
             return True

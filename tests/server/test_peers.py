@@ -99,23 +99,6 @@ def status_of(gateway: RunningGateway, key: str, credential: Credential = ALPHA,
         connection.close()
 
 
-def calls(gateway: RunningGateway, operation: str) -> float:
-    """How many calls of this name the gateway has answered."""
-
-    def count() -> float:
-        return sum(
-            value
-            for name, value in gateway.metrics().items()
-            if name.startswith("kvgate_requests_total") and f'operation="{operation}"' in name
-        )
-
-    counts = [-1.0, count()]
-    while counts[-1] != counts[-2]:  # an answer is counted when its last byte has left
-        time.sleep(0.05)
-        counts.append(count())
-    return counts[-1]
-
-
 def until(holds: Callable[[], bool]) -> None:
     end = time.monotonic() + 60
     while not holds():
@@ -166,10 +149,10 @@ def test_in_a_ring_of_gateways_each_asks_its_neighbour_and_no_further(start_clus
     write_prompt(third)
     assert status_of(first, key_of(HASHES[0])) == 404
     assert matched(first) == 0
-    assert calls(second, "PeerRecords") > 0
-    assert calls(third, "PeerRecords") == calls(first, "PeerRecords") == 0
+    assert second.answered("PeerRecords") > 0
+    assert third.answered("PeerRecords") == first.answered("PeerRecords") == 0
     assert load(second) == [body for _, body in PROMPT]  # its own neighbour has them
-    asked, read = calls(third, "PeerRecords"), calls(third, "PeerObject")
+    asked, read = third.answered("PeerRecords"), third.answered("PeerObject")
     assert asked > 0
     time.sleep(0.1)  # longer than what was absent is remembered
     if promote == "never":  # the second one knows of them now, and has none of them itself
@@ -177,7 +160,7 @@ def test_in_a_ring_of_gateways_each_asks_its_neighbour_and_no_further(start_clus
         assert status_of(first, key_of(HASHES[0])) == 404
     else:
         assert load(first) == [body for _, body in PROMPT]
-    assert (calls(third, "PeerRecords"), calls(third, "PeerObject")) == (asked, read)
+    assert (third.answered("PeerRecords"), third.answered("PeerObject")) == (asked, read)
 
 
 def test_tenant_of_one_gateway_alone_is_nobody_at_the_other(start_cluster: Cluster) -> None:
@@ -188,11 +171,11 @@ def test_tenant_of_one_gateway_alone_is_nobody_at_the_other(start_cluster: Clust
     first.start()
     with client(first, GAMMA) as writer:
         writer.put("gamma-bucket", MANIFEST, SPACE.canonical_json())
-    before = calls(first, "PeerRecords")
+    before = first.answered("PeerRecords")
     assert status_of(second, MANIFEST, GAMMA, "gamma-bucket") == 403
     assert status_of(second, MANIFEST, ALPHA, "gamma_gamma-bucket") == 403
     assert status_of(second, MANIFEST, ALPHA, "gamma-bucket") == 404
-    assert calls(first, "PeerRecords") == before
+    assert first.answered("PeerRecords") == before
     # and the reverse: what is left of a tenant that this gateway does not know any more is nobody's
     del first.config["tenants"]["gamma"]
     first.restart()

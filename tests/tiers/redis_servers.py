@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import random
@@ -10,13 +11,14 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from kvgate.tiers.redis import RedisConfig, RedisTier
 from tests.gateways import PORTS
 
 START_S = 60.0
@@ -46,6 +48,17 @@ def free_port() -> int:
             except OSError:
                 continue
             return port
+
+
+@contextlib.asynccontextmanager
+async def started(url: str, **options: Any) -> AsyncIterator[RedisTier]:
+    """A tier that is open, with these options."""
+    tier = RedisTier(RedisConfig(url=url, **options))
+    await tier.start(lambda _: None)
+    try:
+        yield tier
+    finally:
+        await tier.close()
 
 
 def wait_until(what: Callable[[], Any]) -> None:

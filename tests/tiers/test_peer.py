@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import ssl
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,11 +180,11 @@ async def test_lookup_keeps_order_and_tells_names_apart(far: RunningGateway, pee
 
 async def test_very_many_names_are_asked_in_few_calls(far: RunningGateway, peers: Peers) -> None:
     name, tier = put(far, b"body"), await peers(far.url)
-    before = requests(far, "PeerRecords")
+    before = far.answered("PeerRecords")
     names = [Name("alpha", BUCKET, f"absent{number}") for number in range(1500)]
     records = await tier.lookup([*names, name])
     assert [record is not None for record in records] == [False] * 1500 + [True]
-    assert requests(far, "PeerRecords") - before == 2
+    assert far.answered("PeerRecords") - before == 2
 
 
 async def test_object_that_is_gone_or_another_one_is_a_miss(far: RunningGateway, peers: Peers, arena: Arena) -> None:
@@ -251,10 +250,10 @@ async def test_each_object_is_found_wherever_it_is(
     second = start_gateway(cluster=cluster_section())
     names = [put(gateway, b"body") for gateway in [far, second] * 10]
     tier = await peers(far.url, second.url)
-    before = requests(far, "PeerRecords") + requests(second, "PeerRecords")
+    before = far.answered("PeerRecords") + second.answered("PeerRecords")
     records = await tier.lookup(names)
     assert all(records)
-    calls = requests(far, "PeerRecords") + requests(second, "PeerRecords") - before
+    calls = far.answered("PeerRecords") + second.answered("PeerRecords") - before
     assert 2 <= calls <= 4  # each gateway for those that it should have, then for those that the other one has not
     for record in records:
         assert await get(tier, arena, record) == b"body"
@@ -611,20 +610,3 @@ async def test_read_that_trickles_is_given_up_with_its_caller_and_counts_against
 def test_options_that_cannot_be_used(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         PeerConfig(**options)
-
-
-def requests(gateway: RunningGateway, operation: str) -> float:
-    """How many calls of this name the gateway has answered."""
-
-    def count() -> float:
-        return sum(
-            value
-            for name, value in gateway.metrics().items()
-            if name.startswith("kvgate_requests_total") and f'operation="{operation}"' in name
-        )
-
-    counts = [-1.0, count()]
-    while counts[-1] != counts[-2]:  # an answer is counted when its last byte has left
-        time.sleep(0.05)
-        counts.append(count())
-    return counts[-1]

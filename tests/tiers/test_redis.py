@@ -23,7 +23,7 @@ from kvgate.tiers.redis_head import decode_head
 from kvgate.tiers.rules import TierRules
 from tests.contracts.shared_tier import SharedTierContract, name_of
 from tests.contracts.tier import content, describe, filled
-from tests.tiers.redis_servers import Cluster, Server, free_port, wait_until
+from tests.tiers.redis_servers import Cluster, Server, free_port, started, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +45,6 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster = Cluster(tmp_path_factory.mktemp("cluster"), "redis-server")
     yield cluster
     cluster.kill()
-
-
-@contextlib.asynccontextmanager
-async def started(url: str, **options: Any) -> AsyncIterator[RedisTier]:
-    tier = RedisTier(RedisConfig(url=url, **options))
-    await tier.start(lambda _: None)
-    try:
-        yield tier
-    finally:
-        await tier.close()
 
 
 class RedisContract(SharedTierContract):

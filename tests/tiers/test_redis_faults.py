@@ -7,7 +7,7 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,10 @@ from kvgate.errors import NotInTier, TierAway, TierError
 from kvgate.memory.arena import Arena
 from kvgate.server.http1.eager import run_eagerly
 from kvgate.tiers.base import HERE, Record
-from kvgate.tiers.redis import RedisConfig, RedisTier
+from kvgate.tiers.redis import RedisTier
 from tests.contracts.shared_tier import name_of
 from tests.contracts.tier import content, describe, filled
-from tests.tiers.redis_servers import Cluster, Server, free_port, wait_until
+from tests.tiers.redis_servers import Cluster, Server, free_port, started, wait_until
 
 PATIENCE_S = 60.0
 
@@ -40,16 +40,6 @@ def arena() -> Iterator[Arena]:
     yield arena
     assert arena.lease_count == 0
     arena.close()
-
-
-@contextlib.asynccontextmanager
-async def started(url: str, **options: Any) -> AsyncIterator[RedisTier]:
-    tier = RedisTier(RedisConfig(url=url, **options))
-    await tier.start(lambda _: None)
-    try:
-        yield tier
-    finally:
-        await tier.close()
 
 
 async def put(tier: RedisTier, arena: Arena, key: str, body: bytes) -> Record:
