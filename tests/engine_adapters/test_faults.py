@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from engine_adapters.transformers import KVGateCache
+from engine_adapters.transformers.breaker import Breaker
 from kvgate.client.sync import Client
 from kvgate.client.values import Loaded
 from tests.engine_adapters.tcp_proxy import Proxy, Silent, flip_late, slowly
@@ -73,7 +75,9 @@ def test_a_name_that_does_not_resolve_is_an_absent_gateway() -> None:
         assert elapsed_s < DEADLINE_S + SLACK_S
 
 
-def test_a_silent_gateway_costs_its_deadline_once_and_then_nothing() -> None:
+def test_a_silent_gateway_costs_its_deadline_once_and_then_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A pause longer than four generations take on any machine; how long it is otherwise, test_breaker.py says.
+    monkeypatch.setattr("engine_adapters.transformers.cache.Breaker", partial(Breaker, 120.0, 120.0))
     model, tokens = tiny_model(seed=202), prompt(202, 4 * CHUNK_TOKENS + 1)
     alone = greedy(model, tokens, 6)
     with Silent() as server, cache_for(model, server.url) as cache:
