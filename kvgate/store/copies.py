@@ -106,10 +106,6 @@ class Copies:
         """Whether a lower tier is written to, and objects with this key may lie in it."""
         return self._writes(rank) and (rank not in self.shared_ranks or self.keys.is_shared(record.bucket, record.key))
 
-    def fastest(self, entry: Entry) -> int | None:
-        """The rank of the fastest tier that holds a copy."""
-        return next((rank for rank, copy in enumerate(entry.copies) if copy is not None), None)
-
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Take the task group that work in the background belongs to."""
         self._tasks = tasks
@@ -320,7 +316,7 @@ class Copies:
                 await self.known[rank].forget(entry.record)  # first, so that nothing is known that is not there
             if aside and isinstance(tier, Inspected):
                 await tier.set_aside(entry.record, copy)
-            else:
+            elif not tier.read_only:  # else it is forgotten here, and stays where it is
                 await tier.delete(entry.record, copy)
         except TierError as error:
             if error.transient and rank in self.undeleted:

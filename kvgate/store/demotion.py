@@ -69,7 +69,7 @@ class Demotion:
     def offer(self, entries: Iterable[Entry]) -> None:
         """Have those written down of which only memory has a copy and which are admitted by now; they are in use."""
         for entry in entries:
-            if entry.waiting or self._copies.fastest(entry) != MEMORY or entry.has_copy(*self._copies.lower_ranks):
+            if entry.waiting or entry.fastest() != MEMORY or entry.has_copy(*self._copies.lower_ranks):
                 continue
             for rank in self._copies.lower_ranks:
                 if self._copies.rules[rank].write == "back" and self._copies.takes(rank, entry.record):

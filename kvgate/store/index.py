@@ -87,6 +87,10 @@ class Entry:
         else:
             self._held, self._around = tuple(copies), None
 
+    def fastest(self) -> int | None:
+        """The rank of the fastest tier that holds a copy; None for an entry that has been dropped."""
+        return next((rank for rank, copy in enumerate(self.copies) if copy is not None), None)
+
     def has_copy(self, *ranks: int) -> bool:
         """Whether one of the tiers of these ranks holds a copy."""
         copies = self.copies

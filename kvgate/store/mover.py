@@ -86,7 +86,7 @@ class Mover:
             await self.publish(entry, rank, await self._write_from_any(entry, rank))
 
     async def _to_memory(self, entry: Entry) -> None:
-        while (source := self._copies.fastest(entry)) is not None and source != MEMORY:
+        while (source := entry.fastest()) is not None and source != MEMORY:
             arrival = self._promotion.begin(entry, source)
             if arrival is None:
                 raise TierFull(f"memory has no room for {entry.record.nbytes} bytes: what it holds is in use")

@@ -374,7 +374,7 @@ class Store:
             self._placement.demotion.offer(entries)
         if self._config.prefetch.after_match:
             self._foreign.prefetch.want(tenant, entries[: self._config.prefetch.after_match])
-        ranks = [MEMORY if entry.copies[MEMORY] is not None else _fastest(entry) for entry in entries]
+        ranks = [MEMORY if entry.copies[MEMORY] is not None else entry.fastest() or MEMORY for entry in entries]
         return Match(tiers, ranks, [entry.record.nbytes for entry in entries], lease, lease_s)
 
     def _record_match(self, tenant: str, bucket: str, space: str, hashes: bytes, found: int) -> None:
@@ -412,7 +412,7 @@ class Store:
         entries += [None] * (len(keys) - len(entries))
         wanted = self._foreign.prefetch.want(tenant, [entry for entry in entries if entry is not None])
         tiers = tuple(tier.name for tier in self._placement.copies.tiers)
-        return Prefetched(tiers, [None if entry is None else _fastest_or_none(entry) for entry in entries], wanted)
+        return Prefetched(tiers, [None if entry is None else entry.fastest() for entry in entries], wanted)
 
     async def space(self, tenant: str, bucket: str, space: str) -> Space:
         """The space of a manifest that is stored in the bucket. Raises NoSuchBucket, UnknownSpace, TierError."""
@@ -754,11 +754,3 @@ def _written_through(lower: Sequence[Tier], rules: Mapping[str, TierRules]) -> M
     if home is None:
         return rules
     return {**rules, home: dataclasses.replace(rules.get(home, TierRules()), write="through")}
-
-
-def _fastest_or_none(entry: Entry) -> int | None:
-    return next((rank for rank, copy in enumerate(entry.copies) if copy is not None), None)
-
-
-def _fastest(entry: Entry) -> int:
-    return next(rank for rank, copy in enumerate(entry.copies) if copy is not None)

@@ -131,6 +131,15 @@ def test_gateway_that_lost_everything_is_warmed_by_its_peers(start_cluster: Clus
     assert load(first) == [body for _, body in PROMPT]
 
 
+def test_chunk_of_a_peer_can_be_deleted_here_and_stays_there(start_cluster: Cluster) -> None:
+    first, second = start_cluster([[1], [0]])
+    write_prompt(first)
+    assert matched(second) == len(PROMPT)  # it knows of them, and has none
+    with client(second) as writer:
+        writer.delete(BUCKET, key_of(HASHES[0]))
+    assert status_of(first, key_of(HASHES[0])) == 200
+
+
 def test_peer_that_is_gone_costs_a_miss_and_no_more(start_cluster: Cluster) -> None:
     first, second = start_cluster([[], [0]])
     write_prompt(first)
