@@ -202,6 +202,15 @@ class Copies:
             task.add_done_callback(lambda _: self._leaving.get(place) is task and self._leaving.pop(place))
         return [task]
 
+    def forget_shared(self, entry: Entry) -> None:
+        """Forget the copies in shared tiers, and leave them there for other gateways."""
+        for rank in self.shared_ranks:
+            if entry.has_copy(rank):
+                entry.set_copy(rank, None)
+                self.residents[rank].remove(entry)
+                if rank in self.known:
+                    self.spawn(self.known[rank].forget(entry.record))
+
     async def gone(self, rank: int, names: Iterable[Name]) -> None:
         """Wait until what is being deleted from a shared tier under these names is gone, lest it be found again."""
         if tasks := {task for name in names if (task := self._leaving.get((rank, name))) is not None}:

@@ -151,8 +151,13 @@ class Room:
         private = [below for below in self._spills[rank] if below not in self._copies.shared_ranks]
         return any(self.waiting_for(below) for below in private) and await self._backlog.next(max(0.0, timeout_s))
 
-    def evict_objects(self, tenant: str, nbytes: int, may_go: Callable[[Entry], bool]) -> None:
-        """Evict a tenant's least useful objects altogether, until `nbytes` of its bytes are gone or no more may go."""
+    def evict_objects(
+        self, tenant: str, nbytes: int, may_go: Callable[[Entry], bool], *, here_only: bool = False
+    ) -> None:
+        """Evict a tenant's least useful objects altogether, until `nbytes` of its bytes are gone or no more may go.
+
+        here_only: leave what lies in shared tiers there, for other gateways, and only forget it
+        """
         freed = 0
         # What lies only in low tiers has not been used for longest.
         for rank in reversed(range(len(self._copies.tiers))):
@@ -163,6 +168,8 @@ class Room:
                     return
                 freed += entry.record.nbytes
                 self._metrics.evicted.labels("quota").inc()
+                if here_only:
+                    self._copies.forget_shared(entry)
                 self._copies.drop(entry)
                 self._copies.lose_if_bare(entry, Fate.EVICTED_BY_QUOTA, rank)
 

@@ -522,7 +522,7 @@ class Store:
                 if rank in self._placement.copies.known:
                     await self._placement.copies.known[rank].load(partial(survivors.add, rank))
                 shares = self._placement.copies.residents[rank].shares
-                shares.load(tier.name, tier.usage().capacity_nbytes, tenants)
+                shares.load(tier.name, tier.usage().capacity_nbytes, self._tenants.values())
             survivors.install(self._index, self._quota, self._placement.copies.residents)
             self.multipart.load()
             self._placement.copies.ghosts.begin()
@@ -678,13 +678,13 @@ class Store:
         return self.rates.upload(tenant.name, partial(self._take_quota, tenant, evict=evict))
 
     def _take_found(self, record: Record) -> None:
-        """Count an object that a shared tier has."""
+        """Count an object that a shared tier has. What makes room for it is only forgotten where others may have it."""
         tenant = self._tenants.get(record.tenant)
         if tenant is None:
             raise QuotaExceeded("there is no such tenant here")
-        self._take_quota(tenant, record.nbytes, evict=True)
+        self._take_quota(tenant, record.nbytes, evict=True, here_only=True)
 
-    def _take_quota(self, tenant: Tenant, nbytes: int, *, evict: bool) -> None:
+    def _take_quota(self, tenant: Tenant, nbytes: int, *, evict: bool, here_only: bool = False) -> None:
         """Count `nbytes` more for a tenant. Raises QuotaExceeded."""
         copies, room = self._placement.copies, self._placement.room
         excess = self._quota.excess(tenant.name, tenant.quota_nbytes, nbytes)
@@ -695,7 +695,7 @@ class Store:
                     f"{nbytes} bytes are more than the tenant may have in any tier; send less, or have a limit raised"
                 )
             if excess and evict and nbytes <= (tenant.quota_nbytes or 0):
-                room.evict_objects(tenant.name, excess, _is_idle_chunk)
+                room.evict_objects(tenant.name, excess, _is_idle_chunk, here_only=here_only)
             self._quota.take(tenant.name, tenant.quota_nbytes, nbytes)
         except QuotaExceeded:
             self._refusals.note(tenant.name, "quota")

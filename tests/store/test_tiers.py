@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvgate.auth.tenants import Tenant
 from kvgate.config import Seconds, Size
 from kvgate.errors import NoSuchKey, TierAway, TierError, UnknownSpace
 from kvgate.messages import views
@@ -482,6 +483,28 @@ async def test_object_whose_lifetime_is_over_is_not_found(two_stores: Pair) -> N
     await second.store.find("alpha", "bucket", lmcache_key(1))
     with pytest.raises(NoSuchKey):
         second.store.stat("alpha", "bucket", lmcache_key(1))
+
+
+async def test_what_is_found_takes_no_object_from_other_gateways(tmp_path: Path) -> None:
+    """A tenant at its quota here forgets its oldest chunks for those that it finds, and deletes none of them."""
+    nbytes = len(SPACE.canonical_json()) + 5 * len(chunk(0)[1])
+    small = Tenant("alpha", buckets=("bucket",), quota_nbytes=nbytes)
+    async with (
+        open_store_in(tmp_path / "a", below=[shared(tmp_path)]) as first,
+        open_store_in(tmp_path / "b", tenants=(small,), below=[shared(tmp_path)]) as second,
+    ):
+        await put_prompt(first, 12)
+        await settled(first)
+        for number in range(12):
+            key, body = chunk(number)
+            await second.store.find("alpha", "bucket", MANIFEST, key)
+            assert await second.get(key) == body
+            await settled(second)
+        assert second.store._quota.used("alpha") <= nbytes
+        await second.store._placement.copies.wait_for_background()
+        for number in range(12):
+            await forget_upper(first, chunk(number)[0], "host", "disk")
+            assert await first.get(chunk(number)[0]) == chunk(number)[1]
 
 
 async def test_absent_object_is_asked_for_once_in_a_while(two_stores: Pair) -> None:
