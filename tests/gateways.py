@@ -20,10 +20,14 @@ import yaml
 START_S = 60.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Credential:
     access_key: str
     secret_key: str
+
+    def as_config(self) -> dict[str, str]:
+        """An entry of `access_keys`, which a test may change."""
+        return {"access_key": self.access_key, "secret_key": self.secret_key}
 
 
 ALPHA = Credential("ALPHAKEY0000", "alpha-secret-0123456789abcdef")
@@ -35,8 +39,8 @@ def default_config(folder: Path) -> dict[str, Any]:
     return {
         "listen": {"host": "127.0.0.1", "port": free_port(), "admin_port": free_port()},
         "tenants": {
-            "alpha": {"access_keys": [dict(vars(ALPHA))], "buckets": ["alpha-bucket", "shared-name"]},
-            "beta": {"access_keys": [dict(vars(BETA))], "buckets": ["beta-bucket", "shared-name"]},
+            "alpha": {"access_keys": [ALPHA.as_config()], "buckets": ["alpha-bucket", "shared-name"]},
+            "beta": {"access_keys": [BETA.as_config()], "buckets": ["beta-bucket", "shared-name"]},
         },
         "tiers": {
             "host": {"capacity": "256MiB", "prefault": "32MiB"},

@@ -19,14 +19,14 @@ MiB = 1 << 20
 PAIR = {"AWS_ACCESS_KEY_ID": ALPHA.access_key, "AWS_SECRET_ACCESS_KEY": ALPHA.secret_key}
 TENANTS: dict[str, Any] = {
     "alpha": {
-        "access_keys": [vars(ALPHA)],
+        "access_keys": [ALPHA.as_config()],
         "buckets": ["bucket"],
         "quota": "64MiB",
         "weight": 3,
         "tiers": {"host": {"floor": "16MiB", "limit": "128MiB"}, "disk": {"weight": 1}},
         "rate": {"requests": 1000, "write_bytes": "1GiB"},
     },
-    "beta": {"access_keys": [vars(BETA)], "buckets": ["bucket"], "salt": "a salt that nobody is to see"},
+    "beta": {"access_keys": [BETA.as_config()], "buckets": ["bucket"], "salt": "a salt that nobody is to see"},
 }
 
 

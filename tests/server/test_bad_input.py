@@ -212,8 +212,8 @@ def test_quota(intact: RunningGateway) -> None:
 def test_chunks_take_the_place_of_older_chunks_within_the_quota(start_gateway: Callable[..., RunningGateway]) -> None:
     _, body = chunk(0)
     quota = 10 * len(body) + len(SPACE.canonical_json())
-    keys = {"alpha": {"access_keys": [vars(ALPHA)], "buckets": [BUCKET], "quota": quota}}
-    gateway = start_gateway(tenants={**keys, "beta": {"access_keys": [vars(BETA)], "buckets": [BUCKET]}})
+    keys = {"alpha": {"access_keys": [ALPHA.as_config()], "buckets": [BUCKET], "quota": quota}}
+    gateway = start_gateway(tenants={**keys, "beta": {"access_keys": [BETA.as_config()], "buckets": [BUCKET]}})
     with Client(gateway.url, ALPHA.access_key, ALPHA.secret_key) as client:
         client.put(BUCKET, str(ManifestKey(SPACE.id)), SPACE.canonical_json())
         for number in range(25):

@@ -175,7 +175,7 @@ def test_in_a_ring_of_gateways_each_asks_its_neighbour_and_no_further(start_clus
 def test_tenant_of_one_gateway_alone_is_nobody_at_the_other(start_cluster: Cluster) -> None:
     first, second = start_cluster([[1], [0]])
     first.kill()
-    gamma = {"access_keys": [vars(GAMMA)], "buckets": ["gamma-bucket"]}
+    gamma = {"access_keys": [GAMMA.as_config()], "buckets": ["gamma-bucket"]}
     first.config["tenants"]["gamma"] = gamma
     first.start()
     with client(first, GAMMA) as writer:

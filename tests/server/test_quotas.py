@@ -37,8 +37,8 @@ def client_of(gateway: RunningGateway, credential: Credential) -> Client:
 
 def tenants(alpha: dict[str, Any], beta: dict[str, Any]) -> dict[str, Any]:
     return {
-        "alpha": {"access_keys": [vars(ALPHA)], "buckets": [BUCKET]} | alpha,
-        "beta": {"access_keys": [vars(BETA)], "buckets": [BUCKET]} | beta,
+        "alpha": {"access_keys": [ALPHA.as_config()], "buckets": [BUCKET]} | alpha,
+        "beta": {"access_keys": [BETA.as_config()], "buckets": [BUCKET]} | beta,
     }
 
 

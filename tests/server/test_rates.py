@@ -32,8 +32,8 @@ StartGateway = Callable[..., RunningGateway]
 
 def tenants(**rate: Any) -> dict[str, Any]:
     """Alpha with a rate, beta without."""
-    alpha: dict[str, Any] = {"access_keys": [vars(ALPHA)], "buckets": [BUCKET], "rate": rate}
-    return {"alpha": alpha, "beta": {"access_keys": [vars(BETA)], "buckets": [BUCKET]}}
+    alpha: dict[str, Any] = {"access_keys": [ALPHA.as_config()], "buckets": [BUCKET], "rate": rate}
+    return {"alpha": alpha, "beta": {"access_keys": [BETA.as_config()], "buckets": [BUCKET]}}
 
 
 def refusals(gateway: RunningGateway, reason: str) -> float:

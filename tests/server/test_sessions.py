@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -114,7 +114,10 @@ def test_token_is_in_no_log(opened: RunningGateway) -> None:
     assert token.rpartition(".")[2] not in opened.log
 
 
-def test_rotated_credential_ends_its_tokens_and_a_restart_alone_does_not(gateway: RunningGateway) -> None:
+def test_rotated_credential_ends_its_tokens_and_a_restart_alone_does_not(
+    start_gateway: Callable[..., RunningGateway],
+) -> None:
+    gateway = start_gateway()
     kept, rotated = token_of(gateway), token_of(gateway, BETA)
     gateway.config["tenants"]["beta"]["access_keys"][0]["secret_key"] = "beta-secret-that-is-new"
     gateway.restart()

@@ -227,11 +227,12 @@ async def test_an_index_that_cannot_be_written_leaves_the_old_copy(
         body = words(2 * MiB)
         await put_cold(opened, {"k": body})
         used = disk(opened).usage()
-        commit = disk(opened)._index._commit
-        monkeypatch.setattr(disk(opened)._index, "_commit", lambda batch: (_ for _ in ()).throw(OSError("full")))
+        changes = disk(opened)._index._changes
+        commit = changes._commit
+        monkeypatch.setattr(changes, "_commit", lambda batch: (_ for _ in ()).throw(OSError("full")))
         job = await do(opened, "compress")
         assert (job.state, job.failed) == (State.INCOMPLETE, 1)
-        monkeypatch.setattr(disk(opened)._index, "_commit", commit)
+        monkeypatch.setattr(changes, "_commit", commit)
         assert disk(opened).usage() == used
         assert await opened.get("k") == body
     async with open_test_store() as opened:

@@ -18,8 +18,8 @@ BUCKET = "shared-name"
 
 def tenants(**rate: Any) -> dict[str, Any]:
     """Alpha with a rate, beta without."""
-    alpha: dict[str, Any] = {"access_keys": [vars(ALPHA)], "buckets": [BUCKET], "rate": rate}
-    return {"alpha": alpha, "beta": {"access_keys": [vars(BETA)], "buckets": [BUCKET]}}
+    alpha: dict[str, Any] = {"access_keys": [ALPHA.as_config()], "buckets": [BUCKET], "rate": rate}
+    return {"alpha": alpha, "beta": {"access_keys": [BETA.as_config()], "buckets": [BUCKET]}}
 
 
 def test_a_grant_is_paid_for_before_the_next_one(start_shm: StartShm, attach: Attach) -> None:
