@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,22 +18,16 @@ from typing import Any
 
 import torch
 
+from engine_adapters.breaker import Breaker
+from engine_adapters.chunk_writer import ChunkWriter
 from engine_adapters.transformers import kv_layout
-from engine_adapters.transformers.breaker import Breaker
 from engine_adapters.transformers.stats import Ledger
 from kvgate.chunk.header import ChunkHeader
-from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
 from kvgate.client.sync import Client
 from kvgate.errors import GatewayError, GatewayUnavailable
 
 _log = logging.getLogger(__name__)
-
-_ATTEMPTS = 3
-_OVERLOAD_PAUSE_S = 1.0
-_SLOW_DOWN = 503
-_HELD_ALREADY = frozenset({"PreconditionFailed", "ImmutableConflict"})
-_WORTH_ANOTHER = frozenset({"SlowDown", "UnknownSpace"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +68,15 @@ class BackgroundStore:
         max_held_nbytes: int,
         put_deadline_s: float,
     ) -> None:
-        self._client = client
-        self._bucket = bucket
+        self._writer = ChunkWriter(client, bucket, put_deadline_s)
         self._breaker = breaker
         self._ledger = ledger
         self._max_held_nbytes = max_held_nbytes
-        self._put_deadline_s = put_deadline_s
         self._changed = threading.Condition()
         self._jobs: deque[NewChunks] = deque()  # the first is the one under way
         self._held_nbytes = 0
         self._closed = False
         self._given_up = False
-        self._manifests: set[str] = set()
         self._thread: threading.Thread | None = None
 
     def submit(self, job: NewChunks) -> bool:
@@ -158,7 +148,7 @@ class BackgroundStore:
         """Send a chunk and count it. Returns why the chunks after it would fare no better, or nothing."""
         try:
             self._fill(body, job, index)
-            stored = self._put(job.space, job.chain[index + 1], memoryview(body.numpy()))
+            stored = self._writer.put(job.space, job.chain[index + 1], memoryview(body.numpy()))
         except GatewayUnavailable as error:
             self._breaker.failed()
             self._ledger.failed(type(error).__name__, 1)
@@ -178,33 +168,3 @@ class BackgroundStore:
         space, first_token = job.space, index * job.space.chunk_tokens
         header = ChunkHeader.encode(space, job.chain[index + 1], job.chain[index], first_token)
         kv_layout.fill_body(body, header, space.layout, job.layers, first_token)
-
-    def _put(self, space: Space, chunk_hash: bytes, body: memoryview) -> bool:
-        """Store a chunk; False when the gateway has one of this name already. Raises GatewayError."""
-        key = str(ChunkKey(space.id, chunk_hash.hex()))
-        for attempt in range(_ATTEMPTS):
-            try:
-                self._put_manifest(space)
-                self._client.put(self._bucket, key, body, if_none_match=True, deadline_s=self._put_deadline_s)
-            except GatewayError as error:
-                if error.code in _HELD_ALREADY:
-                    return False
-                if attempt == _ATTEMPTS - 1 or error.code not in _WORTH_ANOTHER:
-                    raise
-                self._manifests.discard(space.id)  # it may be what was lost
-                time.sleep(_OVERLOAD_PAUSE_S if error.status == _SLOW_DOWN else 0.0)
-            else:
-                return True
-        raise AssertionError("unreachable")
-
-    def _put_manifest(self, space: Space) -> None:
-        if space.id not in self._manifests:
-            manifest = space.canonical_json()
-            self._client.put(
-                self._bucket,
-                str(ManifestKey(space.id)),
-                manifest,
-                content_type="application/json",
-                deadline_s=self._put_deadline_s,
-            )
-            self._manifests.add(space.id)

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from engine_adapters.breaker import Breaker
 from engine_adapters.transformers import kv_layout
 from engine_adapters.transformers.background_store import BackgroundStore, NewChunks
-from engine_adapters.transformers.breaker import Breaker
 from engine_adapters.transformers.generate_options import check_options
 from engine_adapters.transformers.lora import without_peft
 from engine_adapters.transformers.prefix_loader import Prefix, PrefixLoader

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from engine_adapters.breaker import Breaker
 from engine_adapters.transformers import kv_layout
-from engine_adapters.transformers.breaker import Breaker
 from engine_adapters.transformers.stats import Ledger, RequestStats
 from kvgate.chunk.chain import chain_hashes, root
 from kvgate.chunk.header import check_chunk

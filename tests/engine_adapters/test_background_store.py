@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from engine_adapters.breaker import Breaker
 from engine_adapters.transformers.background_store import BackgroundStore, NewChunks
-from engine_adapters.transformers.breaker import Breaker
 from engine_adapters.transformers.space import LiveSpace
 from engine_adapters.transformers.stats import Ledger
 from kvgate.chunk.chain import chain_hashes, root
@@ -99,7 +99,7 @@ def test_a_gateway_that_lost_the_manifest_gets_it_again(gateway: RunningGateway)
     ledger = Ledger()
     store = store_to(gateway.url, ledger)
     job = new_chunks(304)
-    store._manifests.add(job.space.id)
+    store._writer._manifests.add(job.space.id)
     assert store.submit(job)
     assert store.flush(20)
     store.close(1)

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from engine_adapters.transformers.breaker import Breaker
+from engine_adapters.breaker import Breaker
 
 pytestmark = pytest.mark.engine
 

@@ -13,8 +13,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from engine_adapters.breaker import Breaker
 from engine_adapters.transformers import KVGateCache
-from engine_adapters.transformers.breaker import Breaker
 from kvgate.client.sync import Client
 from kvgate.client.values import Loaded
 from tests.engine_adapters.tcp_proxy import Proxy, Silent, flip_late, slowly

@@ -1,0 +1,71 @@
+"""Stores chunks: the manifest of their space first, and what is there already left as it is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.chunk.space import Space
+from kvgate.client.buffers import ReadableBuffer
+from kvgate.client.sync import Client
+from kvgate.errors import GatewayError
+
+_ATTEMPTS = 3
+_OVERLOAD_PAUSE_S = 1.0
+_SLOW_DOWN = 503
+_HELD_ALREADY = frozenset({"PreconditionFailed", "ImmutableConflict"})
+_WORTH_ANOTHER = frozenset({"SlowDown", "UnknownSpace"})
+
+
+class ChunkWriter:
+    """Writes chunks of any space into one bucket. Thread-safe.
+
+    Every call raises GatewayError, after a few attempts where another may help.
+    """
+
+    def __init__(self, client: Client, bucket: str, deadline_s: float) -> None:
+        """deadline_s: for each call to the gateway"""
+        self._client = client
+        self._bucket = bucket
+        self._deadline_s = deadline_s
+        self._lock = threading.Lock()
+        self._manifests: set[str] = set()
+
+    def put(self, space: Space, chunk_hash: bytes, body: ReadableBuffer | Sequence[ReadableBuffer]) -> bool:
+        """Store a whole chunk object; False when the gateway has one of this name already."""
+        key = str(ChunkKey(space.id, chunk_hash.hex()))
+
+        def put() -> bool:
+            self._client.put(self._bucket, key, body, if_none_match=True, deadline_s=self._deadline_s)
+            return True
+
+        return self._attempt(space, put)
+
+    def _attempt(self, space: Space, store: Callable[[], bool]) -> bool:
+        for attempt in range(_ATTEMPTS):
+            try:
+                self._put_manifest(space)
+                return store()
+            except GatewayError as error:
+                if error.code in _HELD_ALREADY:
+                    return False
+                if attempt == _ATTEMPTS - 1 or error.code not in _WORTH_ANOTHER:
+                    raise
+                with self._lock:
+                    self._manifests.discard(space.id)  # it may be what was lost
+                time.sleep(_OVERLOAD_PAUSE_S if error.status == _SLOW_DOWN else 0.0)
+        raise AssertionError("unreachable")
+
+    def _put_manifest(self, space: Space) -> None:
+        if space.id not in self._manifests:
+            self._client.put(
+                self._bucket,
+                str(ManifestKey(space.id)),
+                space.canonical_json(),
+                content_type="application/json",
+                deadline_s=self._deadline_s,
+            )
+            with self._lock:
+                self._manifests.add(space.id)
