@@ -7,6 +7,9 @@
     tokens       how many it holds, decimal
     codec        how the KV is stored; `raw` is the one tensor `kv` in the space's own dtype and layout
 
+In a space whose hashes an engine makes, parent is 64 zeros and first_token is 0: not every writer of such a chunk knows
+them, and its hash covers both.
+
 Nothing else is accepted there, so that two writers of the same KV write the same metadata.
 """
 
@@ -16,6 +19,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
+from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import ChunkKey
 from kvgate.chunk.safetensors import Header, TensorInfo, decode_header, encode_header
 from kvgate.chunk.space import Space
@@ -24,6 +28,8 @@ from kvgate.errors import InvalidChunk
 FORMAT = "kvgate-chunk-v1"
 RAW = "raw"
 KV_TENSOR = "kv"
+NO_PARENT = bytes(HASH_NBYTES)
+"""What the header of a chunk under an engine's own hash says of its parent."""
 
 _HEX = re.compile(r"[0-9a-f]{64}")
 _MAX_POSITION = 10**18
@@ -78,9 +84,11 @@ class ChunkHeader:
 
         hash, parent: 32 bytes each, as `chain_hashes` gives them; the parent of the first chunk is the root
         first_token:  a multiple of the space's chunk_tokens
+        In a space that `has_foreign_hashes`, NO_PARENT and 0.
         The same arguments give the same bytes. Raises InvalidChunk for arguments that no chunk has.
         """
         header = ChunkHeader(space.id, hash.hex(), parent.hex(), first_token, space.chunk_tokens)
+        _check_place(header, space)
         return encode_header({KV_TENSOR: _raw_tensor(space)}, header.metadata())
 
 
@@ -99,10 +107,16 @@ def check_chunk(prefix: bytes | memoryview, nbytes: int, key: ChunkKey, space: S
             raise InvalidChunk(f"metadata {name} is {getattr(header, name)[:8]}…, the key says {expected[:8]}…")
     if header.tokens != space.chunk_tokens:
         raise InvalidChunk(f"metadata tokens is {header.tokens}, chunks of this space hold {space.chunk_tokens}")
+    _check_place(header, space)
     if header.codec != RAW:
         raise InvalidChunk(f"unknown codec {header.codec[:64]!r}; known: {RAW}")
     _check_raw(body, space)
     return header
+
+
+def _check_place(header: ChunkHeader, space: Space) -> None:
+    if space.has_foreign_hashes and (header.parent != NO_PARENT.hex() or header.first_token):
+        raise InvalidChunk(f"under {space.hash_scheme} metadata parent is {2 * HASH_NBYTES} zeros and first_token is 0")
 
 
 def _check_raw(body: Header, space: Space) -> None:

@@ -1,15 +1,18 @@
 """Spaces: everything that must be equal for two chunks to be interchangeable.
 
-1. Every field is required. A missing, unknown or ill-typed one is an error, never a default.
+1. Every field of its layout version is required in a manifest. A missing, unknown or ill-typed one is an error, never a
+   default.
 2. The canonical form is RFC 8785 JSON; its sha256 names the space, and the manifest object is exactly these bytes.
 3. TP and PP ranks are not among the fields: a chunk does not depend on how its engine is sharded.
+4. A space has one layout version: 2 when its hashes, its packing or its layers are not those of version 1, else 1. The
+   manifests of version 1 are the bytes they always were.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
@@ -17,13 +20,20 @@ from typing import Any
 import rfc8785
 
 from kvgate import strict_json
+from kvgate.chunk.layer_set import ALL_LAYERS, MAX_LAYERS, parse_layer_set
 from kvgate.chunk.layout import Layout
-from kvgate.errors import InvalidManifest
+from kvgate.errors import InvalidManifest, LayoutError
 
 MAX_MANIFEST_NBYTES = 64 * 1024
 HASH_SCHEME = "kvgate-sha256-chain-v1"
+VLLM_SHA256_CBOR = "vllm-sha256-cbor-v1"
+VLLM_SHA256 = "vllm-sha256-v1"
 LAYOUT_VERSION = 1
+"""Of a space whose chunks hold every layer as `Layout` says, under hashes of HASH_SCHEME."""
+EXTENDED_LAYOUT_VERSION = 2
+"""Of all others."""
 NO_LORA = "none"
+NO_PACKING = "none"
 
 BODY = "(body)"
 """`InvalidManifest.field` when the fault lies in the manifest as a whole."""
@@ -31,13 +41,15 @@ BODY = "(body)"
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "dtype": ("F32", "BF16", "F16", "F8_E4M3", "F8_E5M2", "I8", "U8"),
     "attention": ("mha", "gqa", "mqa", "mla"),
-    "hash_scheme": (HASH_SCHEME,),
+    "hash_scheme": (HASH_SCHEME, VLLM_SHA256_CBOR, VLLM_SHA256),
 }
-_LIMITS = {"layers": 4096, "kv_heads": 4096, "head_dim": 1 << 16, "chunk_tokens": 1 << 16}
+_OF_VERSION_1 = {"hash_scheme": HASH_SCHEME, "packing": NO_PACKING, "layer_set": ALL_LAYERS}
+_LIMITS = {"layers": MAX_LAYERS, "kv_heads": 4096, "head_dim": 1 << 16, "chunk_tokens": 1 << 16}
 _MAX_TEXT_CHARS = 1024
 _MAX_ROPE_DEPTH = 8
 _EXACT_LIMIT = 2**53
 _DIGEST = re.compile(r"(?:[a-z0-9]+[:-])?[0-9a-f]{32,128}")
+_TAG = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -54,6 +66,12 @@ class Space:
     rope:           every parameter that changes the rotation; {} says that the model has none
     lora:           adapter digest, or the word none
     multimodal:     how image and audio inputs enter the chain hash, or the word none
+    hash_scheme:    who makes the chain hashes, and how; under one of vLLM's they are its own block hashes
+    layout_version: as `layout_version_of` says
+    packing:        how an engine orders the elements of each run of a layer, part and head: a tag that only engines
+                    understand, or the word none for kv[…, tokens, head_dim]
+    layer_set:      which of the model's layers `layers` counts, as `spell_layer_set` writes it
+    packing and layer_set are in the manifests of layout version 2 only.
     Raises InvalidManifest, whose `field` names the culprit.
     """
 
@@ -71,6 +89,8 @@ class Space:
     chunk_tokens: int
     hash_scheme: str
     layout_version: int
+    packing: str = NO_PACKING
+    layer_set: str = ALL_LAYERS
 
     layout: Layout = field(init=False, repr=False)
     """Of one whole chunk, all layers and heads."""
@@ -81,7 +101,7 @@ class Space:
     _canonical: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("model", "weights", "tokenizer", "lora", "multimodal", *_CHOICES):
+        for name in ("model", "weights", "tokenizer", "lora", "multimodal", "packing", "layer_set", *_CHOICES):
             _check_text(name, getattr(self, name))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -93,13 +113,16 @@ class Space:
         _check_digest("tokenizer", self.tokenizer)
         if self.lora != NO_LORA:
             _check_digest("lora", self.lora, f", or {NO_LORA!r}")
-        if type(self.layout_version) is not int or self.layout_version != LAYOUT_VERSION:
-            raise InvalidManifest("layout_version", f"expected {LAYOUT_VERSION}, got {_describe(self.layout_version)}")
+        self._check_version()
+        if not _TAG.fullmatch(self.packing):
+            raise InvalidManifest("packing", f"expected a tag of a-z, 0-9, '.', '_' and '-', got {self.packing[:64]!r}")
+        if self.layer_set != ALL_LAYERS:
+            _check_layer_set(self.layer_set, self.layers)
         if not isinstance(self.rope, Mapping):
             raise InvalidManifest("rope", f"expected an object of parameters, got {_describe(self.rope)}")
         rope = _plain_json(self.rope, "rope", depth=0)
 
-        canonical = rfc8785.dumps({**{name: getattr(self, name) for name in FIELDS}, "rope": rope})
+        canonical = rfc8785.dumps({**self._members(FIELDS_OF[self.layout_version]), "rope": rope})
         if len(canonical) > MAX_MANIFEST_NBYTES:
             raise InvalidManifest(BODY, f"{len(canonical)} bytes; at most {MAX_MANIFEST_NBYTES} are accepted")
         digest = hashlib.sha256(canonical).digest()
@@ -114,10 +137,12 @@ class Space:
         """The space that a mapping of exactly these fields describes. Raises InvalidManifest."""
         if not isinstance(manifest, Mapping):
             raise InvalidManifest(BODY, f"expected an object, got {_describe(manifest)}")
+        version = manifest.get("layout_version")
+        known = FIELDS_OF.get(version) if isinstance(version, int) else None
         for name in manifest:
-            if name not in FIELDS:
-                raise InvalidManifest(str(name)[:64], f"unknown; the fields are {', '.join(FIELDS)}")
-        for name in FIELDS:
+            if name not in (known or FIELDS):
+                raise InvalidManifest(str(name)[:64], f"unknown; the fields are {', '.join(known or FIELDS)}")
+        for name in known or FIELDS_OF[LAYOUT_VERSION]:
             if name not in manifest:
                 raise InvalidManifest(name, "missing; every field must be given")
         return cls(**manifest)
@@ -145,8 +170,8 @@ class Space:
         return space
 
     def manifest(self) -> dict[str, Any]:
-        """A fresh dict of every field, as plain JSON values; `from_manifest` takes it back."""
-        return {**{name: getattr(self, name) for name in FIELDS}, "rope": _plain_json(self.rope, "rope", depth=0)}
+        """A fresh dict of the fields of its layout version, as plain JSON values; `from_manifest` takes it back."""
+        return {**self._members(FIELDS_OF[self.layout_version]), "rope": _plain_json(self.rope, "rope", depth=0)}
 
     def canonical_json(self) -> bytes:
         """The manifest by RFC 8785: the body of `kv/<id>/manifest.json`."""
@@ -154,8 +179,27 @@ class Space:
 
     def difference(self, other: Space) -> list[str]:
         """The names of the fields in which the two differ, in field order; empty exactly when they are equal."""
-        mine, theirs = self.manifest(), other.manifest()
+        mine, theirs = (space._members(FIELDS) | space.manifest() for space in (self, other))
         return [name for name in FIELDS if rfc8785.dumps(mine[name]) != rfc8785.dumps(theirs[name])]
+
+    @property
+    def has_foreign_hashes(self) -> bool:
+        """Whether an engine makes the chain hashes, so that headers of chunks name neither parent nor place."""
+        return self.hash_scheme != HASH_SCHEME
+
+    def _members(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in names}
+
+    def _check_version(self) -> None:
+        if type(self.layout_version) is not int or self.layout_version not in FIELDS_OF:
+            accepted = " or ".join(map(str, FIELDS_OF))
+            raise InvalidManifest("layout_version", f"expected {accepted}, got {_describe(self.layout_version)}")
+        needed = layout_version_of(self.hash_scheme, self.packing, self.layer_set)
+        if self.layout_version < needed:
+            culprit = next(name for name, value in _OF_VERSION_1.items() if getattr(self, name) != value)
+            raise InvalidManifest(culprit, f"{getattr(self, culprit)[:64]!r} needs layout_version {needed}")
+        if self.layout_version > needed:
+            raise InvalidManifest("layout_version", f"this is a space of layout_version {needed}; one has one spelling")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Space) and self.digest == other.digest
@@ -165,7 +209,16 @@ class Space:
 
 
 FIELDS = tuple(entry.name for entry in fields(Space) if entry.init)
-"""The names of the manifest's fields."""
+"""The names of all fields a manifest may have, in order."""
+
+FIELDS_OF: Mapping[int, tuple[str, ...]] = {LAYOUT_VERSION: FIELDS[:-2], EXTENDED_LAYOUT_VERSION: FIELDS}
+"""The names of the fields that the manifests of a layout version have: these, and no other."""
+
+
+def layout_version_of(hash_scheme: str, packing: str = NO_PACKING, layer_set: str = ALL_LAYERS) -> int:
+    """The one layout version of a space with these fields."""
+    plain = (hash_scheme, packing, layer_set) == tuple(_OF_VERSION_1.values())
+    return LAYOUT_VERSION if plain else EXTENDED_LAYOUT_VERSION
 
 
 def _check_text(name: str, value: object) -> None:
@@ -188,6 +241,15 @@ def _check_digest(name: str, value: str, alternative: str = "") -> None:
     # A name would stay the same when the thing it names is retrained; only a digest tells the two apart.
     if not _DIGEST.fullmatch(value):
         raise InvalidManifest(name, f"expected a digest of 32 to 128 lower-case hex digits{alternative}, got {value!r}")
+
+
+def _check_layer_set(value: str, layers: int) -> None:
+    try:
+        named = sum(map(len, parse_layer_set(value)))
+    except LayoutError as error:
+        raise InvalidManifest("layer_set", str(error)) from None
+    if named != layers:
+        raise InvalidManifest("layer_set", f"it names {named} layers, the field layers says {layers}")
 
 
 def _plain_json(value: object, path: str, depth: int) -> Any:

@@ -28,12 +28,19 @@ MANIFEST: dict[str, Any] = {
     "hash_scheme": "kvgate-sha256-chain-v1",
     "layout_version": 1,
 }
+MANIFEST_V2: dict[str, Any] = MANIFEST | {"layout_version": 2, "packing": "vllm-cpu-amx-32", "layer_set": "0-1,5"}
 
 
 @pytest.fixture
 def manifest() -> dict[str, Any]:
     """A small, valid manifest, free to be changed."""
     return {**MANIFEST, "rope": dict(MANIFEST["rope"])}
+
+
+@pytest.fixture
+def manifest_v2() -> dict[str, Any]:
+    """The same of layout version 2."""
+    return {**MANIFEST_V2, "rope": dict(MANIFEST["rope"])}
 
 
 @pytest.fixture(scope="session")

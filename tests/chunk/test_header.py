@@ -9,10 +9,10 @@ import safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvgate.chunk.header import ChunkHeader, check_chunk
+from kvgate.chunk.header import NO_PARENT, ChunkHeader, check_chunk
 from kvgate.chunk.key import ChunkKey
 from kvgate.chunk.safetensors import TensorInfo, decode_header, encode_header
-from kvgate.chunk.space import Space
+from kvgate.chunk.space import VLLM_SHA256_CBOR, Space
 from kvgate.errors import InvalidChunk
 
 HASH, PARENT = bytes(range(32)), bytes(range(32, 64))
@@ -43,6 +43,20 @@ def test_a_raw_chunk_is_accepted_under_its_key(space: Space) -> None:
     assert len(prefix) == 4096
     header = check_chunk(prefix, nbytes_of(space), key_of(space), space)
     assert header == ChunkHeader(space.id, HASH.hex(), PARENT.hex(), 8, 4, "raw")
+
+
+def test_a_chunk_under_an_engines_own_hash_names_no_parent(manifest_v2: dict[str, Any]) -> None:
+    space = Space.from_manifest({**manifest_v2, "hash_scheme": VLLM_SHA256_CBOR})
+    prefix = ChunkHeader.encode(space, HASH, NO_PARENT, 0)
+    assert check_chunk(prefix, nbytes_of(space), key_of(space), space).parent == "0" * 64
+    tensors = decode_header(prefix, nbytes_of(space)).tensors
+    for parent, first_token in [(PARENT, 0), (NO_PARENT, 4)]:
+        with pytest.raises(InvalidChunk, match="64 zeros"):
+            ChunkHeader.encode(space, HASH, parent, first_token)
+        written = ChunkHeader(space.id, HASH.hex(), parent.hex(), first_token, space.chunk_tokens)
+        body = encode_header(tensors, written.metadata())
+        with pytest.raises(InvalidChunk, match="64 zeros"):
+            check_chunk(body, nbytes_of(space), key_of(space), space)
 
 
 def test_metadata_is_readable_by_anyone(space: Space, tmp_path: Path) -> None:

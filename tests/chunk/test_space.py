@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvgate.chunk.space import BODY, FIELDS, MAX_MANIFEST_NBYTES, Space
+from kvgate.chunk.space import (
+    BODY,
+    FIELDS,
+    FIELDS_OF,
+    HASH_SCHEME,
+    MAX_MANIFEST_NBYTES,
+    VLLM_SHA256,
+    VLLM_SHA256_CBOR,
+    Space,
+    layout_version_of,
+)
 from kvgate.errors import InvalidManifest
 
 # printf %s "$CANONICAL" | sha256sum
@@ -23,6 +33,23 @@ CANONICAL = (
     b'"weights":"0e9e39f249a16976918f6564b8830bc894c89659"}'
 )
 SPACE_ID = "6efab5ca0ca5cbd6ce1c171042f076128076a20d51f5d4038d600b29fac9b31c"
+
+# Of layout version 2: packed elements of some layers; and a model's own layers and packing under an engine's hashes.
+CANONICAL_V2 = (
+    b'{"attention":"gqa","chunk_tokens":4,"dtype":"BF16","hash_scheme":"kvgate-sha256-chain-v1",'
+    b'"head_dim":8,"kv_heads":4,"layer_set":"0-1,5","layers":3,"layout_version":2,"lora":"none","model":"meta-llama/Llama-3.1-8B",'
+    b'"multimodal":"none","packing":"vllm-cpu-amx-32",'
+    b'"rope":{"beta":1e-7,"rope_theta":500000,"rope_type":"llama3","scaled":true,"short_factor":[1.5,2]},'
+    b'"tokenizer":"sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",'
+    b'"weights":"0e9e39f249a16976918f6564b8830bc894c89659"}'
+)
+SPACE_ID_V2 = "afb1eea76e7649c1f7d87d155d75190e3cc618508ff8cbd784e936f5726895a3"
+CANONICAL_VLLM = (
+    CANONICAL_V2.replace(b'"0-1,5"', b'"all"')
+    .replace(b'"vllm-cpu-amx-32"', b'"none"')
+    .replace(b"kvgate-sha256-chain-v1", b"vllm-sha256-cbor-v1")
+)
+SPACE_ID_VLLM = "08c936979906100bd5d80ff2397e2f30ac8cc5d887bd14e6a7314911b3498b82"
 
 
 def refused(manifest: object) -> InvalidManifest:
@@ -56,10 +83,72 @@ def test_a_stored_manifest_must_be_in_canonical_form(space: Space, manifest: dic
             Space.from_canonical_json(body)
 
 
+def test_manifests_of_version_2_and_their_ids_are_the_golden_ones(manifest_v2: dict[str, Any]) -> None:
+    packed = Space.from_manifest(manifest_v2)
+    assert (packed.canonical_json(), packed.id) == (CANONICAL_V2, SPACE_ID_V2)
+    vllm = Space.from_manifest({**manifest_v2, "hash_scheme": VLLM_SHA256_CBOR, "packing": "none", "layer_set": "all"})
+    assert (vllm.canonical_json(), vllm.id) == (CANONICAL_VLLM, SPACE_ID_VLLM)
+    for made in (packed, vllm):
+        assert Space.from_canonical_json(made.canonical_json()) == made == Space.from_manifest(made.manifest())
+
+
 @pytest.mark.parametrize("name", FIELDS)
-def test_a_missing_field_is_named(manifest: dict[str, Any], name: str) -> None:
-    del manifest[name]
-    assert refused(manifest).field == name
+def test_a_missing_field_is_named(manifest: dict[str, Any], manifest_v2: dict[str, Any], name: str) -> None:
+    for of_version in (manifest, manifest_v2):
+        if of_version.pop(name, None) is not None and name != "layout_version":
+            assert refused(of_version).field == name
+
+
+def test_a_manifest_without_its_version_says_so(manifest: dict[str, Any], manifest_v2: dict[str, Any]) -> None:
+    for of_version in (manifest, manifest_v2):
+        del of_version["layout_version"]
+        assert refused(of_version).field == "layout_version"
+
+
+def test_fields_of_version_2_are_unknown_in_version_1(manifest: dict[str, Any]) -> None:
+    assert set(manifest) == set(FIELDS_OF[1])
+    assert refused({**manifest, "packing": "none"}).field == "packing"
+    assert refused({**manifest, "layer_set": "all"}).field == "layer_set"
+
+
+def test_a_space_has_one_layout_version(manifest: dict[str, Any], manifest_v2: dict[str, Any]) -> None:
+    assert refused({**manifest_v2, "packing": "none", "layer_set": "all"}).field == "layout_version"
+    for name, value in {"packing": "amx", "layer_set": "0-2", "hash_scheme": VLLM_SHA256}.items():
+        fields = {"hash_scheme": HASH_SCHEME, "packing": "none", "layer_set": "all"} | {name: value}
+        assert layout_version_of(**fields) == 2
+        assert Space.from_manifest({**manifest_v2, **fields}).layout_version == 2
+        with pytest.raises(InvalidManifest, match="needs layout_version 2") as caught:
+            Space(**{**manifest, **fields})
+        assert caught.value.field == name
+    assert layout_version_of(HASH_SCHEME) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, bad) for name in ("packing", "layer_set") for bad in (1, None, [], "", True, "x\n", "a" * 1025, "Ä")),
+        *(("packing", bad) for bad in ("AMX", "-amx", "amx 32", "a" * 129, "amx/32")),
+        *(("layer_set", bad) for bad in ("0-1", "0-3", "all,1", "0,1,2", "5,0-1", "0-1,5,", "0-1, 5", "0-1,2")),
+        ("layers", 4),
+        ("layout_version", 1),
+        ("layout_version", 3),
+        ("layout_version", 2.0),
+        ("layout_version", True),
+        ("hash_scheme", "vllm-xxhash-v1"),
+    ],
+)
+def test_a_bad_field_of_version_2_is_named(manifest_v2: dict[str, Any], name: str, value: object) -> None:
+    culprits = {"layers": "layer_set", "layout_version": "packing" if value in (1, True) else "layout_version"}
+    assert refused({**manifest_v2, name: value}).field == culprits.get(name, name)
+
+
+def test_versions_differ_in_the_fields_that_say_why(space: Space, manifest_v2: dict[str, Any]) -> None:
+    packed = Space.from_manifest(manifest_v2)
+    assert space.difference(packed) == packed.difference(space) == ["layout_version", "packing", "layer_set"]
+    other = Space.from_manifest({**manifest_v2, "layer_set": "2-4"})
+    assert packed.difference(other) == ["layer_set"]
+    assert len({space, packed, other}) == 3
+    assert packed.layout == space.layout, "a packing moves elements within a run, and no run"
 
 
 def test_an_unknown_field_is_named(manifest: dict[str, Any]) -> None:
@@ -73,19 +162,19 @@ def test_an_unknown_field_is_named(manifest: dict[str, Any]) -> None:
     [
         *(
             (name, 1)
-            for name in FIELDS
+            for name in FIELDS_OF[1]
             if name not in ("layers", "kv_heads", "head_dim", "chunk_tokens", "layout_version")
         ),
-        *((name, None) for name in FIELDS),
-        *((name, []) for name in FIELDS),
-        *((name, "") for name in FIELDS),
-        *((name, True) for name in FIELDS),
+        *((name, None) for name in FIELDS_OF[1]),
+        *((name, []) for name in FIELDS_OF[1]),
+        *((name, "") for name in FIELDS_OF[1]),
+        *((name, True) for name in FIELDS_OF[1]),
         *(
             (name, bad)
             for name in ("layers", "kv_heads", "head_dim", "chunk_tokens")
             for bad in (0, -1, 4.0, 10**30, "4")
         ),
-        ("layout_version", 2),
+        ("layout_version", 3),
         ("layout_version", 1.0),
         ("hash_scheme", "sha256"),
         ("dtype", "bfloat16"),

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from kvgate.chunk.frame import Status
-from kvgate.chunk.header import ChunkHeader
+from kvgate.chunk.header import NO_PARENT, ChunkHeader
 from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.layout import DATA_START
 from kvgate.chunk.safetensors import decode_header
+from kvgate.chunk.space import VLLM_SHA256_CBOR, Space
 from kvgate.client.aio import AsyncClient
 from kvgate.client.sync import Client
 from kvgate.client.values import Chosen, Slice
@@ -302,3 +303,30 @@ def _ended(client: Any, job: Any) -> Any:
     while not job.has_ended:
         job = client.job(job.id)
     return job
+
+
+def test_chunks_of_layout_version_2_under_an_engines_hashes_are_stored_matched_and_cut(connect, bucket) -> None:
+    """Opaque bytes of some layers of a model: what lies in a run is nobody's business, where runs lie is."""
+    client = connect()
+    client.create_bucket(bucket)
+    space = Space.from_manifest(
+        SPACE.manifest()
+        | {"layout_version": 2, "packing": "vllm-cpu-amx-32", "layer_set": "0-1,4,6", "hash_scheme": VLLM_SHA256_CBOR}
+    )
+    client.put(bucket, str(ManifestKey(space.id)), space.canonical_json())
+    hashes, kv = [os.urandom(32) for _ in range(3)], os.urandom(space.layout.nbytes)
+    for chunk_hash in hashes[:2]:
+        client.put(
+            bucket, str(ChunkKey(space.id, chunk_hash.hex())), [ChunkHeader.encode(space, chunk_hash, NO_PARENT, 0), kv]
+        )
+    assert client.write_slices(bucket, space.id, hashes[2], NO_PARENT, 0, [Slice(None, None, kv)]).state == "committed"
+    with pytest.raises(GatewayError, match="64 zeros"):
+        client.reserve(bucket, space.id, os.urandom(32), hashes[2], 0)
+    assert len(client.match(bucket, space.id, hashes).nbytes) == 3
+    whole = np.frombuffer(kv, np.uint16).reshape(space.layout.shape)
+    for read in client.read_chunks(bucket, space.id, hashes, layers=range(1, 3), heads=range(2, 5)):
+        assert read.body == whole[1:3, :, 2:5].tobytes()
+    other = Space.from_manifest(space.manifest() | {"layer_set": "2-3,5,7"})
+    explained = client.explain(bucket, other.id, hashes, manifest=other.manifest())
+    assert [(near.space, near.differs) for near in explained.nearest] == [(space.id, ("layer_set",))]
+    assert explained.objects[0].elsewhere == space.id
