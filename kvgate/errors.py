@@ -42,6 +42,10 @@ class LayoutError(KVGateError, ValueError):
     """A layer or head range outside the layout, or a layout that no chunk can have."""
 
 
+class LayoutMismatch(LayoutError):
+    """Two sides that must have the same KV layout have not: the message names both."""
+
+
 class InvalidChunk(KVGateError, ValueError):
     """A chunk body that is not a valid safetensors file, or does not match its key or space."""
 
