@@ -60,6 +60,7 @@ async def _call(draw: Draw, leases: list[str]) -> None:
         del members["lease_s"]
     elif path.endswith("reserve"):
         members = {"bucket": "bucket", "space": SPACE.id, "hash": "ab" * 32, "parent": "cd" * 32, "first_token": 0}
+        members |= {"writer": "engine"} if draw.one_in(2) else {}
     elif not path.endswith("match"):
         members = {}
     for _ in range(draw.below(3)):

@@ -277,9 +277,10 @@ class AsyncClient:
         first_token: int,
         *,
         lease_s: float = 30,
+        writer: str | None = None,
         deadline_s: float | None = None,
     ) -> Reservation:
-        call = self._calls.reserve(bucket, space, chunk_hash, parent, first_token, lease_s)
+        call = self._calls.reserve(bucket, space, chunk_hash, parent, first_token, lease_s, writer)
         return await self._perform(call, deadline_s)
 
     async def write_slice(
@@ -308,12 +309,13 @@ class AsyncClient:
         slices: Sequence[Slice],
         *,
         lease_s: float = 30,
+        writer: str | None = None,
         deadline_s: float | None = None,
     ) -> SliceWritten:
         deadline = Deadline(self._deadline_s if deadline_s is None else deadline_s)
-        reservation = await self.reserve(
-            bucket, space, chunk_hash, parent, first_token, lease_s=lease_s, deadline_s=deadline.remaining_s()
-        )
+        place = bucket, space, chunk_hash, parent, first_token
+        left_s = deadline.remaining_s()
+        reservation = await self.reserve(*place, lease_s=lease_s, writer=writer, deadline_s=left_s)
         written = SliceWritten("open" if reservation.name else "present", reservation.nbytes)
         try:
             for each in slices if reservation.name else ():
@@ -321,7 +323,7 @@ class AsyncClient:
                     reservation.name, each.layers, each.heads, each.views, deadline_s=deadline.remaining_s()
                 )
         finally:
-            if written.state == "open":
+            if written.state == "open" and writer is None:
                 with contextlib.suppress(GatewayError):  # it ends by itself
                     await self.abort_reservation(reservation.name, deadline_s=_ABORT_S)
         return written

@@ -204,16 +204,23 @@ class Calls:
         return self._ask("/_kv/v1/read", members, answer.read_refusal)
 
     def reserve(
-        self, bucket: str, space: str, chunk_hash: bytes, parent: bytes, first_token: int, lease_s: float
+        self,
+        bucket: str,
+        space: str,
+        chunk_hash: bytes,
+        parent: bytes,
+        first_token: int,
+        lease_s: float,
+        writer: str | None,
     ) -> Call[Reservation]:
-        """Not repeatable: a reservation that nobody knows of takes memory until its lease ends."""
+        """Repeatable by a writer, who gets the same; else one that nobody knows of would take memory until it ends."""
         _check_hashes([chunk_hash, parent])
-        members = {"bucket": bucket, "space": space, "hash": chunk_hash, "parent": parent}
+        members = {"bucket": bucket, "space": space, "hash": chunk_hash, "parent": parent, "first_token": first_token}
         return self._ask(
             "/_kv/v1/reserve",
-            {**members, "first_token": first_token, "lease_s": lease_s},
+            {**members, "lease_s": lease_s, **({} if writer is None else {"writer": writer})},
             answer.read_reservation,
-            repeatable=False,
+            repeatable=writer is not None,
         )
 
     def write_slice(

@@ -313,13 +313,17 @@ class Client:
         first_token: int,
         *,
         lease_s: float = 30,
+        writer: str | None = None,
         deadline_s: float | None = None,
     ) -> Reservation:
         """Memory for a chunk that is written in slices; without a name when the chunk is there already.
 
         parent, first_token: as in the chunk's header, which the gateway writes
+        writer:              of 1 to 128 printable characters, one text for an engine and start: its ranks get the same
+                             reservation, whichever asks first, and each writes its slice
         """
-        return self._ask(self._calls.reserve(bucket, space, chunk_hash, parent, first_token, lease_s), deadline_s)
+        call = self._calls.reserve(bucket, space, chunk_hash, parent, first_token, lease_s, writer)
+        return self._ask(call, deadline_s)
 
     def write_slice(
         self,
@@ -352,23 +356,25 @@ class Client:
         slices: Sequence[Slice],
         *,
         lease_s: float = 30,
+        writer: str | None = None,
         deadline_s: float | None = None,
     ) -> SliceWritten:
         """Reserve a chunk and write all of it, slice by slice; when that fails, the reservation is given up.
 
+        writer: others that give the same write the rest: whatever fails, the reservation stays until its lease ends
         The state is `committed`, or `present` when the chunk was there before; `open` when the slices are not all.
         """
         deadline = self._deadline(deadline_s)
-        reservation = self.reserve(
-            bucket, space, chunk_hash, parent, first_token, lease_s=lease_s, deadline_s=deadline.remaining_s()
-        )
+        place = bucket, space, chunk_hash, parent, first_token
+        left_s = deadline.remaining_s()
+        reservation = self.reserve(*place, lease_s=lease_s, writer=writer, deadline_s=left_s)
         written = SliceWritten("open" if reservation.name else "present", reservation.nbytes)
         try:
             for each in slices if reservation.name else ():
                 left_s = deadline.remaining_s()
                 written = self.write_slice(reservation.name, each.layers, each.heads, each.views, deadline_s=left_s)
         finally:
-            if written.state == "open":
+            if written.state == "open" and writer is None:
                 with suppress(GatewayError):  # it ends by itself
                     self.abort_reservation(reservation.name, deadline_s=_ABORT_S)
         return written

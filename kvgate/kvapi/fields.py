@@ -41,6 +41,15 @@ class Fields:
         """As `text`; empty when it is not given."""
         return self.text(name) if self._members.get(name) is not None else ""
 
+    def optional_label(self, name: str, most: int) -> str:
+        """1 to `most` printable characters; empty when it is not given."""
+        value = self._members.get(name)
+        if value is None:
+            return ""
+        if not isinstance(value, str) or not 0 < len(value) <= most or not value.isprintable():
+            raise InvalidArgument(f"{name}: expected 1 to {most} printable characters, got {_kind(value)}")
+        return value
+
     def has(self, name: str) -> bool:
         """Whether a member is given."""
         return self._members.get(name) is not None

@@ -10,12 +10,14 @@ from kvgate.kvapi.slice_payload import SlicePayload
 
 DEFAULT_LEASE_S = 30.0
 _MAX_POSITION = 10**18
+_MAX_WRITER_CHARS = 128
 
 
 async def _reserve(context: Context, fields: Fields) -> Members:
-    """{bucket, space, hash, parent, first_token, lease_s?} → {reservation, nbytes, expires_s}.
+    """{bucket, space, hash, parent, first_token, lease_s?, writer?} → {reservation, nbytes, expires_s}.
 
-    No reservation, null, when the chunk is there already. A lease over `store.max_lease` is granted for that long.
+    No reservation, null, when the chunk is there already. Calls of the same writer share one. A lease over
+    `store.max_lease` is granted for that long.
     """
     reserved = await context.store.chunk_writes.reserve(
         context.tenant,
@@ -25,6 +27,7 @@ async def _reserve(context: Context, fields: Fields) -> Members:
         fields.hash("parent"),
         fields.count("first_token", _MAX_POSITION - 1),
         fields.seconds("lease_s", DEFAULT_LEASE_S),
+        fields.optional_label("writer", _MAX_WRITER_CHARS),
     )
     return {"reservation": reserved.name or None, "nbytes": reserved.nbytes, "expires_s": reserved.expires_s}
 
@@ -48,6 +51,6 @@ def _abort(context: Context, fields: Fields) -> Members:
     return {"aborted": True}
 
 
-reserve = Call("Reserve", ("bucket", "space", "hash", "parent", "first_token", "lease_s"), _reserve)
+reserve = Call("Reserve", ("bucket", "space", "hash", "parent", "first_token", "lease_s", "writer"), _reserve)
 slice_ = Call("Slice", ("reservation", "layers", "heads"), _slice, in_query=True)
 abort = Call("AbortReservation", ("reservation",), _abort, in_query=True)

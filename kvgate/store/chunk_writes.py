@@ -84,6 +84,7 @@ class ChunkWrites:
         self._find_space = find_space
         self._open_write = open_write
         self._writes: dict[Reservation, tuple[Write, str, ChunkKey]] = {}
+        self._unsettled: dict[Reservation, asyncio.Event] = {}  # being opened, or committed
         limit_nbytes = int(config.reserved_share * copies.memory.limit())
         self._reservations = Reservations(config.max_reservations, limit_nbytes, clock, self._let_go)
 
@@ -96,21 +97,40 @@ class ChunkWrites:
         parent: bytes,
         first_token: int,
         lease_s: float,
+        writer: str = "",
     ) -> Reserved:
         """Memory for a chunk, with its header in place.
 
         parent, first_token: as in the chunk's header
-        Raises NoSuchBucket, UnknownSpace, InvalidChunk, QuotaExceeded, ObjectTooLarge, StoreFull, Overloaded.
+        writer:              those that give the same share the reservation of a chunk, for the longest of their leases
+        Raises SliceConflict when that writer has given the chunk another header, NoSuchBucket, UnknownSpace,
+        InvalidChunk, QuotaExceeded, ObjectTooLarge, StoreFull, Overloaded.
         """
         assert len(chunk_hash) == len(parent) == HASH_NBYTES
         space = await self._find_space(tenant.name, bucket, space_id)
         key = ChunkKey(space_id, chunk_hash.hex())
         header = ChunkHeader.encode(space, chunk_hash, parent, first_token)
-        if self._index.get(tenant.name, bucket, str(key)) is not None:
-            return Reserved("", space.layout.nbytes, 0.0)
         lease_s = min(lease_s, self._max_lease_s)
+        shared = (tenant.name, bucket, key, writer) if writer else None
+        while True:
+            if self._index.get(tenant.name, bucket, str(key)) is not None:
+                if shared and self._reservations.give_up(
+                    shared
+                ):  # the other ranks are told the same, and would not come
+                    self._metrics.reservations.labels("present").inc()
+                return Reserved("", space.layout.nbytes, 0.0)
+            joined = self._reservations.join(shared, lease_s) if shared else None
+            if joined is None:
+                break
+            if joined in self._unsettled:
+                await self._unsettled[joined].wait()
+                continue
+            if b"".join(self._writes[joined][0].slot.slices(0, DATA_START)) != header:
+                raise SliceConflict("this writer has reserved the chunk with another parent or first token")
+            return Reserved(joined.name, space.layout.nbytes, self._reservations.left_s(joined))
         nbytes = DATA_START + space.layout.nbytes
-        reservation = self._reservations.open(tenant.name, space.layout, nbytes, lease_s)
+        reservation = self._reservations.open(tenant.name, space.layout, nbytes, lease_s, shared)
+        opened = self._unsettled[reservation] = asyncio.Event()
         try:
             write = await self._open_write(tenant, bucket, key, space)
         except BaseException:
@@ -118,6 +138,9 @@ class ChunkWrites:
                 self._reservations.abort(reservation)
             self._reservations.let_go(reservation)
             raise
+        finally:
+            del self._unsettled[reservation]
+            opened.set()
         self._writes[reservation] = write, bucket, key
         at = 0
         for view in write.slot.slices(0, DATA_START):
@@ -161,6 +184,7 @@ class ChunkWrites:
         def ended(task: asyncio.Task[int | Exception]) -> None:
             crc64nvme = None if task.cancelled() else task.result()
             if self._reservations.end(reservation, part, None if isinstance(crc64nvme, Exception) else crc64nvme):
+                self._unsettled[reservation] = asyncio.Event()
                 outcome.append(self._copies.spawn(self._commit(reservation)))
             elif part in reservation.received:
                 outcome.append(Progress("open", reservation.missing_nbytes))
@@ -206,6 +230,7 @@ class ChunkWrites:
             raise
         finally:
             self._reservations.let_go(reservation)
+            self._unsettled.pop(reservation).set()
         self._metrics.reservations.labels(state).inc()
         return Progress(state, 0)
 

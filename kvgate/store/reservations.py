@@ -8,6 +8,7 @@ Invariants
    once, and not before its last slice under way has ended.
 4. The bytes that are not let go are at most `limit_nbytes`. A tenant has at most `most` reservations; a second one is
    granted only while its own bytes are not more than it leaves free.
+5. Writers that give the same `shared` join one reservation, from its opening until it is aborted, expires or lets go.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import heapq
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -56,6 +57,8 @@ class Slice(NamedTuple):
 class Reservation:
     """One chunk on its way in. Only `Reservations` changes it.
 
+    deadline:      when it expires, by the clock
+    shared:        by what others join it; None for nobody
     receiving:     the slices under way, each with what ends it
     received:      the crc64nvme of each slice that has arrived
     missing_cells: pairs of a layer and a head that have not
@@ -66,6 +69,8 @@ class Reservation:
     tenant: str
     layout: Layout
     nbytes: int
+    deadline: float
+    shared: Hashable = None
     ended: bool = False
     receiving: dict[Slice, Callable[[], object]] = field(default_factory=dict)
     received: dict[Slice, int] = field(default_factory=dict)
@@ -92,6 +97,7 @@ class Reservations:
         self._clock = clock
         self._let_go = let_go
         self._open: dict[str, Reservation] = {}
+        self._shared: dict[Hashable, Reservation] = {}
         self._deadlines: list[tuple[float, str]] = []
         self._counts: Counter[str] = Counter()
         self._nbytes: Counter[str] = Counter()
@@ -105,9 +111,13 @@ class Reservations:
         """How many reservations of a tenant have not let go."""
         return self._counts[tenant]
 
-    def open(self, tenant: str, layout: Layout, nbytes: int, lease_s: float) -> Reservation:
-        """A reservation of `nbytes` for `lease_s` seconds, held until `let_go`. Raises Overloaded, ObjectTooLarge."""
+    def open(self, tenant: str, layout: Layout, nbytes: int, lease_s: float, shared: Hashable = None) -> Reservation:
+        """A reservation of `nbytes` for `lease_s` seconds, held until `let_go`. Raises Overloaded, ObjectTooLarge.
+
+        shared: by what others may `join` it; it must be nobody else's
+        """
         self.expire()
+        assert shared is None or shared not in self._shared
         if nbytes > self._limit_nbytes:
             raise ObjectTooLarge(
                 f"a chunk of {nbytes} bytes cannot be reserved: all reservations together have {self._limit_nbytes} "
@@ -118,13 +128,38 @@ class Reservations:
         own_nbytes, left_nbytes = self._nbytes[tenant] + nbytes, self._limit_nbytes - self.nbytes - nbytes
         if left_nbytes < 0 or (self._counts[tenant] and own_nbytes > left_nbytes):
             raise Overloaded("the memory for reserved chunks is taken; complete or abort some, and try again")
-        reservation = Reservation(secrets.token_hex(16), tenant, layout, nbytes)
+        reservation = Reservation(secrets.token_hex(16), tenant, layout, nbytes, self._clock() + lease_s, shared)
         reservation.missing_cells = layout.layers * layout.kv_heads
         self._open[reservation.name] = reservation
         self._counts[tenant] += 1
         self._nbytes[tenant] += nbytes
-        heapq.heappush(self._deadlines, (self._clock() + lease_s, reservation.name))
+        heapq.heappush(self._deadlines, (reservation.deadline, reservation.name))
+        if shared is not None:
+            self._shared[shared] = reservation
         return reservation
+
+    def join(self, shared: Hashable, lease_s: float) -> Reservation | None:
+        """The reservation that was opened with `shared`, for at least `lease_s` from now; None when there is none.
+
+        It may be complete (`ended`): then its chunk is about to be there.
+        """
+        self.expire()
+        reservation = self._shared.get(shared)
+        if reservation is not None:
+            reservation.deadline = max(reservation.deadline, self._clock() + lease_s)
+        return reservation
+
+    def give_up(self, shared: Hashable) -> bool:
+        """Abort the open reservation of `shared`, unless a slice of it is under way; whether that was done."""
+        reservation = self._shared.get(shared)
+        if reservation is None or reservation.ended or reservation.receiving:
+            return False
+        self.abort(reservation)
+        return True
+
+    def left_s(self, reservation: Reservation) -> float:
+        """How long until a reservation expires."""
+        return max(0.0, reservation.deadline - self._clock())
 
     def find(self, tenant: str, name: str) -> Reservation:
         """An open reservation. Raises NoSuchReservation, also when it is another tenant's."""
@@ -181,6 +216,7 @@ class Reservations:
     def abort(self, reservation: Reservation) -> None:
         """End an open reservation, and the slices of it that are under way."""
         self._end(reservation)
+        self._shared.pop(reservation.shared, None)
         for cut in list(reservation.receiving.values()):
             cut()
         if not reservation.holds:
@@ -191,7 +227,10 @@ class Reservations:
         now, count = self._clock(), 0
         while self._deadlines and self._deadlines[0][0] <= now:
             _, name = heapq.heappop(self._deadlines)
-            if (reservation := self._open.get(name)) is not None:
+            reservation = self._open.get(name)
+            if reservation is not None and reservation.deadline > now:  # somebody has joined it since
+                heapq.heappush(self._deadlines, (reservation.deadline, name))
+            elif reservation is not None:
                 self.abort(reservation)
                 count += 1
         return count
@@ -209,6 +248,8 @@ class Reservations:
             heapq.heapify(self._deadlines)
 
     def _forget(self, reservation: Reservation) -> None:
+        if self._shared.get(reservation.shared) is reservation:
+            del self._shared[reservation.shared]
         self._counts[reservation.tenant] -= 1
         self._nbytes[reservation.tenant] -= reservation.nbytes
         self._let_go(reservation)

@@ -8,6 +8,7 @@ import json
 from base64 import b64encode
 from typing import Any
 
+import jsonschema
 import pytest
 from awscrt.checksums import crc64nvme
 
@@ -135,6 +136,27 @@ def reservation(opened: Any, **more: Any) -> tuple[dict[str, Any], bytes]:
 async def put(opened: Any, name: str, body: bytes, query: str = "", **options: Any) -> tuple[int, dict[str, Any]]:
     response = await opened.request("PUT", SLICE, body, query=f"reservation={name}{query}", **options)
     return response.status, json.loads(response.body)
+
+
+async def test_writers_share_a_reservation_by_a_printable_text(open_api, document) -> None:  # noqa: F811
+    async with open_api() as opened:
+        await opened.put_chunks(0)
+        members, _ = reservation(opened)
+        for writer in ("w", "é" * 128):
+            got = [(await opened.ask(RESERVE, members | {"writer": writer}))[1] for _ in range(2)]
+            assert got[0]["reservation"] == got[1]["reservation"]
+            _check(document, RESERVE, "post", "200", got[1])
+        for bad in ("", "x" * 129, "a\n", "a\x00", 7, ["w"], "\u200b"):
+            status, answer = await opened.ask(RESERVE, members | {"writer": bad})
+            assert (status, answer["code"]) == (400, "InvalidArgument")
+            assert "printable" in answer["message"]
+        status, answer = await opened.ask(RESERVE, members | {"writer": "w", "parent": "ab" * 32})
+        assert (status, answer["code"]) == (409, "SliceConflict")
+        request = jsonschema.Draft202012Validator(
+            {"components": document["components"], "$ref": "#/components/schemas/ReserveRequest"}
+        )
+        assert request.is_valid(members | {"writer": "w"})
+        assert not request.is_valid(members | {"writer": ""})
 
 
 async def test_chunk_comes_in_slices(open_api, document) -> None:  # noqa: F811

@@ -366,6 +366,155 @@ async def test_store_that_closes_drops_what_is_reserved(open_test_store: OpenSto
         assert opened.store._quota.used("alpha") == len(SPACE.canonical_json())
 
 
+async def test_ranks_of_one_writer_share_a_reservation(open_test_store: OpenStore) -> None:
+    async with open_test_store() as opened:
+        used = await opened_with_manifest(opened)
+        names = await asyncio.gather(*[reserve(opened, writer="engine 7") for _ in range(4)])
+        assert len(set(names)) == 1
+        others = [
+            await reserve(opened, writer="engine 8"),
+            await reserve(opened),
+            await reserve(opened, writer="engine 7", chunk_hash=OTHER_HASH),
+        ]
+        assert len({*names, *others}) == 4, "another writer, none, and another chunk have reservations of their own"
+        for name in others:
+            opened.store.chunk_writes.abort("alpha", name)
+        for index, name in enumerate(names):
+            progress = await send(opened, name, range(index, index + 1), range(8))
+            assert progress.state == ("open" if index < 3 else "committed")
+        assert await opened.get(KEY) == BODY
+        assert await reserve(opened, writer="engine 7") == "", "it is there"
+        await nothing_is_left(opened, used + len(BODY))
+
+
+async def test_joined_reservation_lasts_for_the_longest_lease(open_test_store: OpenStore) -> None:
+    async with open_test_store(max_lease=60.0) as opened:
+        await opened_with_manifest(opened)
+        asked = {"bucket": "bucket", "space_id": SPACE.id, "chunk_hash": HASH, "parent": PARENT, "first_token": 0}
+        leases_s = [1.0, 20.0, 1.0, 1e9]
+        got = [
+            await opened.store.chunk_writes.reserve(ALPHA, **asked, lease_s=lease_s, writer="w") for lease_s in leases_s
+        ]
+        assert [each.expires_s for each in got] == pytest.approx([1, 20, 20, 60], abs=0.9)
+        await asyncio.sleep(1.1)
+        opened.store.chunk_writes.expire()
+        assert (await send(opened, got[0].name, *ALL)).state == "committed"
+
+
+async def test_writer_whose_ranks_disagree_about_the_chunk_is_refused(open_test_store: OpenStore) -> None:
+    async with open_test_store() as opened:
+        await opened_with_manifest(opened)
+        name = await reserve(opened, writer="w")
+        for more in ({"parent": OTHER_HASH}, {"first_token": SPACE.chunk_tokens}):
+            with pytest.raises(SliceConflict, match="another parent or first token"):
+                await reserve(opened, writer="w", **more)
+        assert (await send(opened, name, *ALL)).state == "committed"
+
+
+async def test_tenants_that_name_the_same_writer_have_nothing_in_common(open_test_store: OpenStore) -> None:
+    async with open_test_store() as opened:
+        await opened_with_manifest(opened)
+        await opened_with_manifest(opened, BETA)
+        names = [await reserve(opened, tenant, writer="w") for tenant in (ALPHA, BETA)]
+        assert names[0] != names[1]
+        with pytest.raises(NoSuchReservation):
+            await send(opened, names[0], *ALL, tenant="beta")
+
+
+@pytest.mark.parametrize("end", ["abort", "lease end"])
+async def test_rank_that_comes_after_the_end_begins_anew(open_test_store: OpenStore, end: str) -> None:
+    async with open_test_store() as opened:
+        used = await opened_with_manifest(opened)
+        first = await reserve(opened, writer="w", lease_s=0.05 if end == "lease end" else 30)
+        await send(opened, first, range(2), range(8))
+        if end == "abort":
+            opened.store.chunk_writes.abort("alpha", first)
+        else:
+            await asyncio.sleep(0.1)
+        second = await reserve(opened, writer="w")
+        assert second != first
+        with pytest.raises(NoSuchReservation):
+            await send(opened, first, range(2, 4), range(8))
+        assert (await send(opened, second, range(2, 4), range(8))).state == "open", "what came before is not there"
+        assert (await send(opened, second, range(2), range(8))).state == "committed"
+        assert await opened.get(KEY) == BODY
+        await nothing_is_left(opened, used + len(BODY))
+
+
+@pytest.mark.parametrize("failure", ["cancelled", "no room"])
+async def test_rank_does_not_fall_with_the_one_that_asked_first(open_test_store, monkeypatch, failure: str) -> None:
+    """The first one fails while its memory is being found, and those that joined it go on by themselves."""
+    async with open_test_store() as opened:
+        used = await opened_with_manifest(opened)
+        open_write, begun, go_on = opened.store.chunk_writes._open_write, asyncio.Event(), asyncio.Event()
+
+        async def slow(*arguments):
+            if not begun.is_set():
+                begun.set()
+                await go_on.wait()
+                raise StoreFull("no room")
+            return await open_write(*arguments)
+
+        monkeypatch.setattr(opened.store.chunk_writes, "_open_write", slow)
+        first = asyncio.create_task(reserve(opened, writer="w"))
+        await begun.wait()
+        others = [asyncio.create_task(reserve(opened, writer="w")) for _ in range(3)]
+        await asyncio.sleep(0)
+        assert not any(each.done() for each in others)
+        if failure == "cancelled":
+            first.cancel()
+        go_on.set()
+        with pytest.raises((asyncio.CancelledError, StoreFull)):
+            await first
+        (name,) = set(await asyncio.gather(*others))
+        assert (await send(opened, name, *ALL)).state == "committed"
+        await nothing_is_left(opened, used + len(BODY))
+
+
+async def test_rank_that_comes_during_the_commit_is_told_that_the_chunk_is_there(open_test_store, monkeypatch) -> None:
+    async with open_test_store() as opened:
+        used = await opened_with_manifest(opened)
+        name = await reserve(opened, writer="w")
+        begun, go_on = asyncio.Event(), asyncio.Event()
+        write = next(iter(opened.store.chunk_writes._writes.values()))[0]
+        seal = write.seal
+
+        async def slow():
+            begun.set()
+            await go_on.wait()
+            await seal()
+
+        monkeypatch.setattr(write, "seal", slow)
+        last = asyncio.create_task(send(opened, name, *ALL))
+        await begun.wait()
+        late = asyncio.create_task(reserve(opened, writer="w"))
+        await asyncio.sleep(0.01)
+        assert not late.done()
+        go_on.set()
+        assert (await last).state == "committed"
+        assert await late == ""
+        await nothing_is_left(opened, used + len(BODY))
+        assert not opened.store.chunk_writes._unsettled
+
+
+async def test_writer_that_is_told_that_the_chunk_is_there_holds_no_memory_for_it(open_test_store: OpenStore) -> None:
+    async with open_test_store() as opened:
+        used = await opened_with_manifest(opened)
+        name = await reserve(opened, writer="w")
+        source = Source(part(range(2), range(8)), waits=True)
+        sending = asyncio.create_task(send(opened, name, range(2), range(8), source))
+        await source.begun.wait()
+        await opened.put(KEY, BODY)
+        assert await reserve(opened, writer="w") == ""
+        source.go_on.set()
+        assert (await sending).state == "open", "a slice that is under way is not cut"
+        assert await reserve(opened, writer="w") == ""
+        with pytest.raises(NoSuchReservation):
+            await send(opened, name, range(2, 4), range(8))
+        assert opened.sample("kvgate_reservations_total", result="present") == 1
+        await nothing_is_left(opened, used + len(BODY))
+
+
 async def test_chunk_of_slices_goes_to_disk_as_any_other(open_test_store: OpenStore) -> None:
     async with open_test_store(ack="disk") as opened:
         await opened_with_manifest(opened)

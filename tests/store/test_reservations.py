@@ -47,6 +47,7 @@ class Model(RuleBasedStateMachine):
         self.came: dict[str, dict[Slice, int]] = {}
         self.cut: Counter[tuple[str, Slice]] = Counter()
         self.completing: set[str] = set()
+        self.shared: dict[str, Reservation] = {}
 
     def held(self, tenant: str | None = None) -> list[Reservation]:
         return [each for each in self.all if each not in self.gone and tenant in (None, each.tenant)]
@@ -54,21 +55,33 @@ class Model(RuleBasedStateMachine):
     def expired(self) -> None:
         self.live -= {name for name in self.live if self.deadlines[name] <= self.now}
 
-    @rule(tenant=st.sampled_from("ab"), lease_s=st.integers(1, 5))
-    def open(self, tenant: str, lease_s: int) -> None:
+    @rule(tenant=st.sampled_from("ab"), lease_s=st.integers(1, 5), writer=st.sampled_from(["", "w", "x"]))
+    def open(self, tenant: str, lease_s: int, writer: str) -> None:
         self.table.expire()
         self.expired()
+        if writer:
+            writer = f"{tenant} {writer}"
+            joined = self.table.join(writer, lease_s)
+            before = self.shared.get(writer)
+            usable = before is not None and before.name in self.live | self.completing
+            assert joined is (before if usable else None)
+            if joined is not None:
+                self.deadlines[joined.name] = max(self.deadlines[joined.name], self.now + lease_s)
+                assert self.table.left_s(joined) == max(0, self.deadlines[joined.name] - self.now)
+                return
         own = len(self.held(tenant))
         left = LIMIT_NBYTES - NBYTES * len(self.held())
         fits = own < MOST and left >= NBYTES and (not own or (own + 1) * NBYTES <= left - NBYTES)
         try:
-            new = self.table.open(tenant, LAYOUT, NBYTES, lease_s)
+            new = self.table.open(tenant, LAYOUT, NBYTES, lease_s, writer or None)
         except Overloaded:
             assert not fits
             return
         assert fits
         self.table.let_go(new)
         self.all.append(new)
+        if writer:
+            self.shared[writer] = new
         self.live.add(new.name)
         self.deadlines[new.name] = self.now + lease_s
         self.coming[new.name], self.came[new.name] = [], {}
@@ -134,6 +147,16 @@ class Model(RuleBasedStateMachine):
         self.table.abort(self.table.find(tenant, each.name))
         self.live.discard(each.name)
 
+    @rule(tenant=st.sampled_from("ab"), writer=st.sampled_from(["w", "x"]))
+    def give_up(self, tenant: str, writer: str) -> None:
+        self.table.expire()
+        self.expired()
+        each = self.shared.get(f"{tenant} {writer}")
+        expected = each is not None and each.name in self.live and not self.coming[each.name]
+        assert self.table.give_up(f"{tenant} {writer}") == expected
+        if expected and each is not None:
+            self.live.discard(each.name)
+
     @rule(step_s=st.integers(0, 3))
     def wait(self, step_s: int) -> None:
         self.now += step_s
@@ -156,6 +179,11 @@ class Model(RuleBasedStateMachine):
         assert self.table.nbytes == NBYTES * len(self.held()) <= LIMIT_NBYTES
         for tenant in "ab":
             assert self.table.count(tenant) == len(self.held(tenant)) <= MOST
+
+    @invariant()
+    def what_cannot_be_joined_any_more_is_forgotten(self) -> None:
+        assert len(self.table._shared) <= sum(each.name in self.live | self.completing for each in self.all)
+        assert len(self.table._deadlines) <= 2 * len(self.live) + 66
 
 
 TestReservations = Model.TestCase
