@@ -38,6 +38,10 @@ class InvalidManifest(KVGateError, ValueError):
         self.field = field
 
 
+class NotFinite(KVGateError, ValueError):
+    """KV with a NaN or an infinity, which a lossy codec cannot keep."""
+
+
 class LayoutError(KVGateError, ValueError):
     """A layer or head range outside the layout, or a layout that no chunk can have."""
 
@@ -238,6 +242,10 @@ class InvalidRequest(KVGateError, ValueError):
 
 class InvalidArgument(InvalidRequest):
     """A parameter or header with a value outside what is accepted."""
+
+
+class NoSlices(InvalidRequest):
+    """Layers or heads were asked of a chunk that is kept in a form without them."""
 
 
 class MalformedFrame(InvalidRequest):

@@ -4,7 +4,7 @@ A frame is a header of 32 bytes, all numbers little-endian, and then `nbytes` by
 
     offset  bytes  what
          0      4  "KVF1"
-         4      1  status: 0 present, 1 missing, 2 corrupt, 3 late, 4 unavailable
+         4      1  status: 0 present, 1 missing, 2 corrupt, 3 late, 4 unavailable, 5 no slices
          5      3  zero
          8      4  index of the chunk among those that were asked for, from 0
         12      4  zero
@@ -40,6 +40,8 @@ class Status(enum.IntEnum):
     """It could not be had before the deadline."""
     UNAVAILABLE = 4
     """A tier failed, or memory was full of what is in use: it may be had later."""
+    NO_SLICES = 5
+    """Layers or heads were asked for, and a lossless codec has made one block of them: it can be read whole."""
 
 
 @dataclass(frozen=True, slots=True)

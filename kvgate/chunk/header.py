@@ -5,7 +5,8 @@
     parent       64 hex digits: the chain hash of the chunk before, or the root for the first
     first_token  position of the chunk's first token in its sequence, decimal
     tokens       how many it holds, decimal
-    codec        how the KV is stored; `raw` is the one tensor `kv` in the space's own dtype and layout
+    codec        how the KV is kept: the space's own codec, whose tensors `kvgate.chunk.form` tells; and where that is
+                 `raw`, any lossless one
 
 In a space whose hashes an engine makes, parent is 64 zeros and first_token is 0: not every writer of such a chunk knows
 them, and its hash covers both.
@@ -20,14 +21,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
 from kvgate.chunk.chain import HASH_NBYTES
+from kvgate.chunk.form import RAW, blocks_tensors, check_blocks, check_stored, lossless_codecs
 from kvgate.chunk.key import ChunkKey
-from kvgate.chunk.safetensors import Header, TensorInfo, decode_header, encode_header
+from kvgate.chunk.safetensors import Header, decode_header, encode_header
 from kvgate.chunk.space import Space
 from kvgate.errors import InvalidChunk
 
 FORMAT = "kvgate-chunk-v1"
-RAW = "raw"
-KV_TENSOR = "kv"
 NO_PARENT = bytes(HASH_NBYTES)
 """What the header of a chunk under an engine's own hash says of its parent."""
 
@@ -79,17 +79,23 @@ class ChunkHeader:
         return {"format": FORMAT} | {name: str(value) for name, value in asdict(self).items()}
 
     @staticmethod
-    def encode(space: Space, hash: bytes, parent: bytes, first_token: int) -> bytes:
-        """The 4,096 bytes that go before `space.layout.nbytes` bytes of raw KV.
+    def encode(
+        space: Space, hash: bytes, parent: bytes, first_token: int, *, blocks: tuple[str, int] | None = None
+    ) -> bytes:
+        """The 4,096 bytes that go before the KV: `space.stored.nbytes` bytes, or fewer in blocks.
 
         hash, parent: 32 bytes each, as `chain_hashes` gives them; the parent of the first chunk is the root
         first_token:  a multiple of the space's chunk_tokens
         In a space that `has_foreign_hashes`, NO_PARENT and 0.
+        blocks:       the lossless codec that made them, and the bytes of all of them
         The same arguments give the same bytes. Raises InvalidChunk for arguments that no chunk has.
         """
-        header = ChunkHeader(space.id, hash.hex(), parent.hex(), first_token, space.chunk_tokens)
+        codec, tensors = space.codec, space.stored.tensors
+        if blocks is not None:
+            codec, tensors = blocks[0], blocks_tensors(space.layout, blocks[1])
+        header = ChunkHeader(space.id, hash.hex(), parent.hex(), first_token, space.chunk_tokens, codec)
         _check_place(header, space)
-        return encode_header({KV_TENSOR: _raw_tensor(space)}, header.metadata())
+        return encode_header(tensors, header.metadata())
 
 
 def check_chunk(prefix: bytes | memoryview, nbytes: int, key: ChunkKey, space: Space) -> ChunkHeader:
@@ -108,31 +114,24 @@ def check_chunk(prefix: bytes | memoryview, nbytes: int, key: ChunkKey, space: S
     if header.tokens != space.chunk_tokens:
         raise InvalidChunk(f"metadata tokens is {header.tokens}, chunks of this space hold {space.chunk_tokens}")
     _check_place(header, space)
-    if header.codec != RAW:
-        raise InvalidChunk(f"unknown codec {header.codec[:64]!r}; known: {RAW}")
-    _check_raw(body, space)
+    check_tensors(body, header.codec, space)
     return header
+
+
+def check_tensors(body: Header, codec: str, space: Space) -> None:
+    """Accept the tensors of a chunk that a codec has made for a space. Raises InvalidChunk."""
+    if codec == space.codec:
+        check_stored(body, space.stored)
+    elif space.codec == RAW and codec in lossless_codecs():
+        check_blocks(body, space.layout)
+    else:
+        known = [space.codec, *(sorted(lossless_codecs()) if space.codec == RAW else [])]
+        raise InvalidChunk(f"unknown codec {codec[:64]!r} of a chunk of this space; known: {', '.join(known)}")
 
 
 def _check_place(header: ChunkHeader, space: Space) -> None:
     if space.has_foreign_hashes and (header.parent != NO_PARENT.hex() or header.first_token):
         raise InvalidChunk(f"under {space.hash_scheme} metadata parent is {2 * HASH_NBYTES} zeros and first_token is 0")
-
-
-def _check_raw(body: Header, space: Space) -> None:
-    if body.tensors.keys() != {KV_TENSOR}:
-        names = ", ".join(sorted(name[:32] for name in body.tensors)[:4]) or "none"
-        raise InvalidChunk(f"a raw chunk holds the one tensor {KV_TENSOR!r}, this one: {names}")
-    found, expected = body.tensors[KV_TENSOR], _raw_tensor(space)
-    if found != expected:
-        raise InvalidChunk(
-            f"tensor {KV_TENSOR!r} is {found.dtype} {list(found.shape)}, "
-            f"chunks of this space are {expected.dtype} {list(expected.shape)}"
-        )
-
-
-def _raw_tensor(space: Space) -> TensorInfo:
-    return TensorInfo(space.dtype, space.layout.shape, 0, space.layout.nbytes)
 
 
 def _decimal(name: str, text: str) -> int:

@@ -59,9 +59,59 @@ class Strided:
             start = self.start + index * self.stride
             yield ByteRange(start, start + self.run_nbytes)
 
+    @property
+    def stop(self) -> int:
+        """Where the last run ends."""
+        return self.start + (self.count - 1) * self.stride + self.run_nbytes
+
     def in_file(self) -> Strided:
         """The same runs, counted from the start of the chunk object instead of its tensor."""
         return Strided(self.start + DATA_START, self.run_nbytes, self.stride, self.count)
+
+    @classmethod
+    def of_heads(
+        cls, start: int, layer_nbytes: int, planes: int, kv_heads: int, layers: range, heads: range
+    ) -> Strided:
+        """The runs of some layers and heads of a tensor `[layers, planes, kv_heads, …]` that begins at `start`.
+
+        One run a layer and plane; all heads of adjoining layers are a single run.
+        """
+        plane_nbytes = layer_nbytes // planes
+        head_nbytes = plane_nbytes // kv_heads
+        start += layers.start * layer_nbytes + heads.start * head_nbytes
+        count = len(layers) * planes
+        if len(heads) == kv_heads:
+            return cls(start, count * plane_nbytes, count * plane_nbytes, 1)
+        return cls(start, len(heads) * head_nbytes, plane_nbytes, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """Runs of one tensor after the other, each tensor's beyond those before. In order they are the whole slice."""
+
+    tensors: tuple[Strided, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(strided.nbytes for strided in self.tensors)
+
+    @property
+    def start(self) -> int:
+        return self.tensors[0].start
+
+    @property
+    def stop(self) -> int:
+        """Where the last run ends."""
+        return self.tensors[-1].stop
+
+    def runs(self) -> Iterator[ByteRange]:
+        """Each run as a byte range, in the order of the slice."""
+        for strided in self.tensors:
+            yield from strided.runs()
+
+    def in_file(self) -> Runs:
+        """The same runs, counted from the start of the chunk object instead of its data."""
+        return Runs(tuple(strided.in_file() for strided in self.tensors))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,15 +172,13 @@ class Layout:
         One run a layer and part; all heads of adjoining layers are a single run.
         Raises LayoutError for an empty range, a step other than 1, or one outside the layout.
         """
+        self.check_slice(layers, heads)
+        return Strided.of_heads(0, self.nbytes // self.layers, self.parts, self.kv_heads, layers, heads)
+
+    def check_slice(self, layers: range, heads: range) -> None:
+        """Accept ranges that are not empty, without steps, and within the layout. Raises LayoutError."""
         _bounded("layers", layers, self.layers)
         _bounded("heads", heads, self.kv_heads)
-        head_nbytes = self.tokens * self.head_dim * self.itemsize
-        part_nbytes = self.kv_heads * head_nbytes
-        start = layers.start * self.parts * part_nbytes + heads.start * head_nbytes
-        count = len(layers) * self.parts
-        if len(heads) == self.kv_heads:
-            return Strided(start, count * part_nbytes, count * part_nbytes, 1)
-        return Strided(start, len(heads) * head_nbytes, part_nbytes, count)
 
 
 def parse_range(text: str, limit: int) -> range:

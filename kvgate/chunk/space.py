@@ -4,8 +4,10 @@
    default.
 2. The canonical form is RFC 8785 JSON; its sha256 names the space, and the manifest object is exactly these bytes.
 3. TP and PP ranks are not among the fields: a chunk does not depend on how its engine is sharded.
-4. A space has one layout version: 2 when its hashes, its packing or its layers are not those of version 1, else 1. The
-   manifests of version 1 are the bytes they always were.
+4. A space has one layout version: 2 when its hashes, its packing, its layers or its codec are not those of version 1,
+   else 1. The manifests of version 1 are the bytes they always were.
+5. A lossy codec is a field, because KV that went through it is other KV, and so is what is computed from it. A lossless
+   one is not: a chunk may be in any of them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 import rfc8785
 
 from kvgate import strict_json
+from kvgate.chunk.form import RAW, Stored, stored_form
 from kvgate.chunk.layer_set import ALL_LAYERS, MAX_LAYERS, parse_layer_set
 from kvgate.chunk.layout import Layout
 from kvgate.errors import InvalidManifest, LayoutError
@@ -43,7 +46,7 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "attention": ("mha", "gqa", "mqa", "mla"),
     "hash_scheme": (HASH_SCHEME, VLLM_SHA256_CBOR, VLLM_SHA256),
 }
-_OF_VERSION_1 = {"hash_scheme": HASH_SCHEME, "packing": NO_PACKING, "layer_set": ALL_LAYERS}
+_OF_VERSION_1 = {"hash_scheme": HASH_SCHEME, "packing": NO_PACKING, "layer_set": ALL_LAYERS, "codec": RAW}
 _LIMITS = {"layers": MAX_LAYERS, "kv_heads": 4096, "head_dim": 1 << 16, "chunk_tokens": 1 << 16}
 _MAX_TEXT_CHARS = 1024
 _MAX_ROPE_DEPTH = 8
@@ -71,7 +74,8 @@ class Space:
     packing:        how an engine orders the elements of each run of a layer, part and head: a tag that only engines
                     understand, or the word none for kv[…, tokens, head_dim]
     layer_set:      which of the model's layers `layers` counts, as `spell_layer_set` writes it
-    packing and layer_set are in the manifests of layout version 2 only.
+    codec:          the lossy codec that the KV went through, by its name in `kvgate.lossy_codecs`, or the word raw
+    packing, layer_set and codec are in the manifests of layout version 2 only.
     Raises InvalidManifest, whose `field` names the culprit.
     """
 
@@ -91,9 +95,12 @@ class Space:
     layout_version: int
     packing: str = NO_PACKING
     layer_set: str = ALL_LAYERS
+    codec: str = RAW
 
     layout: Layout = field(init=False, repr=False)
-    """Of one whole chunk, all layers and heads."""
+    """Of the KV of one whole chunk, all layers and heads."""
+    stored: Stored = field(init=False, repr=False)
+    """The tensors of a chunk that no lossless codec has made smaller."""
     digest: bytes = field(init=False, repr=False)
     """sha256 of the canonical JSON, 32 bytes."""
     id: str = field(init=False, repr=False)
@@ -101,7 +108,7 @@ class Space:
     _canonical: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("model", "weights", "tokenizer", "lora", "multimodal", "packing", "layer_set", *_CHOICES):
+        for name in ("model", "weights", "tokenizer", "lora", "multimodal", "packing", "layer_set", "codec", *_CHOICES):
             _check_text(name, getattr(self, name))
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
@@ -128,8 +135,9 @@ class Space:
         digest = hashlib.sha256(canonical).digest()
         parts = 1 if self.attention == "mla" else 2
         layout = Layout(self.layers, parts, self.kv_heads, self.chunk_tokens, self.head_dim, self.dtype)
-        derived = {"layout": layout, "digest": digest, "id": digest.hex(), "_canonical": canonical}
-        for name, value in {**derived, "rope": _read_only(rope)}.items():
+        derived = {"layout": layout, "stored": self._stored(layout), "rope": _read_only(rope)}
+        named = {"digest": digest, "id": digest.hex(), "_canonical": canonical}
+        for name, value in {**derived, **named}.items():
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -190,11 +198,19 @@ class Space:
     def _members(self, names: Iterable[str]) -> dict[str, Any]:
         return {name: getattr(self, name) for name in names}
 
+    def _stored(self, layout: Layout) -> Stored:
+        if self.codec != RAW and self.packing != NO_PACKING:
+            raise InvalidManifest("codec", f"{self.codec[:64]!r} needs numbers that no engine has packed")
+        try:
+            return stored_form(self.codec, layout)
+        except LayoutError as error:
+            raise InvalidManifest("codec", str(error)) from None
+
     def _check_version(self) -> None:
         if type(self.layout_version) is not int or self.layout_version not in FIELDS_OF:
             accepted = " or ".join(map(str, FIELDS_OF))
             raise InvalidManifest("layout_version", f"expected {accepted}, got {_describe(self.layout_version)}")
-        needed = layout_version_of(self.hash_scheme, self.packing, self.layer_set)
+        needed = layout_version_of(self.hash_scheme, self.packing, self.layer_set, self.codec)
         if self.layout_version < needed:
             culprit = next(name for name, value in _OF_VERSION_1.items() if getattr(self, name) != value)
             raise InvalidManifest(culprit, f"{getattr(self, culprit)[:64]!r} needs layout_version {needed}")
@@ -211,13 +227,15 @@ class Space:
 FIELDS = tuple(entry.name for entry in fields(Space) if entry.init)
 """The names of all fields a manifest may have, in order."""
 
-FIELDS_OF: Mapping[int, tuple[str, ...]] = {LAYOUT_VERSION: FIELDS[:-2], EXTENDED_LAYOUT_VERSION: FIELDS}
+FIELDS_OF: Mapping[int, tuple[str, ...]] = {LAYOUT_VERSION: FIELDS[:-3], EXTENDED_LAYOUT_VERSION: FIELDS}
 """The names of the fields that the manifests of a layout version have: these, and no other."""
 
 
-def layout_version_of(hash_scheme: str, packing: str = NO_PACKING, layer_set: str = ALL_LAYERS) -> int:
+def layout_version_of(
+    hash_scheme: str, packing: str = NO_PACKING, layer_set: str = ALL_LAYERS, codec: str = RAW
+) -> int:
     """The one layout version of a space with these fields."""
-    plain = (hash_scheme, packing, layer_set) == tuple(_OF_VERSION_1.values())
+    plain = (hash_scheme, packing, layer_set, codec) == tuple(_OF_VERSION_1.values())
     return LAYOUT_VERSION if plain else EXTENDED_LAYOUT_VERSION
 
 

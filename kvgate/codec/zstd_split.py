@@ -1,33 +1,15 @@
-"""zstd-split: for numbers of two bytes, little-endian. Their high bytes go through zstd, their low ones stay.
-
-The high byte of a 16-bit float has its exponent, of which few values are frequent; the low byte is as good as noise.
-
-    zstd frame of the bytes 1, 3, 5, … | the bytes 0, 2, 4, …
-"""
+"""zstd-split: zstd for the high bytes of 16-bit numbers."""
 
 from __future__ import annotations
 
+from kvgate.codec.split import Split
 from kvgate.codec.zstd import Zstd
 
 
-class ZstdSplit:
-    """See Codec."""
+class ZstdSplit(Split):
+    """See Codec and kvgate.codec.split."""
 
     name = "zstd-split"
 
     def __init__(self) -> None:
-        self._zstd = Zstd()
-
-    def encode(self, block: bytes) -> bytes:
-        """See Codec."""
-        return self._zstd.encode(block[1::2]) + block[::2]
-
-    def decode(self, encoded: bytes, nbytes: int) -> bytearray:
-        """See Codec."""
-        low = nbytes - nbytes // 2
-        if len(encoded) < low:
-            raise ValueError("it is shorter than its low bytes")
-        block = bytearray(nbytes)
-        block[1::2] = self._zstd.decode(encoded[: len(encoded) - low], nbytes // 2)
-        block[::2] = encoded[len(encoded) - low :]
-        return block
+        super().__init__(Zstd())

@@ -1,1 +1,1 @@
-"""Kernels that move KV on a GPU, each beside the NumPy twin that defines it. Needs CuPy only where one is launched."""
+"""Kernels that move and quantise KV, each beside the NumPy twin that defines it. CuPy only where one is launched."""

@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING
 
 from kvgate.chunk.frame import Frame
-from kvgate.chunk.layout import Layout, Strided
+from kvgate.chunk.space import Space
 from kvgate.kvapi.call import Call, Context
 from kvgate.kvapi.fields import Fields
 from kvgate.messages import Response
-from kvgate.store.slice_body import slice_runs
+from kvgate.store.slice_body import ChunkSlice
 
 if TYPE_CHECKING:
     from kvgate.store.batch_read import BatchRead
@@ -58,8 +58,9 @@ async def _read(context: Context, fields: Fields) -> Response:
     deadline_s = fields.optional_ms("deadline_ms")
     sliced = fields.optional_text("layers") or fields.optional_text("heads")
 
-    def select(layout: Layout) -> Strided:
-        return slice_runs(layout, fields.indices("layers", layout.layers), fields.indices("heads", layout.kv_heads))
+    def select(space: Space) -> ChunkSlice:
+        layers, heads = space.layout.layers, space.layout.kv_heads
+        return ChunkSlice.of(space, fields.indices("layers", layers), fields.indices("heads", heads))
 
     batch = await context.store.read_chunks(
         context.tenant.name, bucket, space, hashes, select if sliced else None, deadline_s

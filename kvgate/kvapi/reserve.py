@@ -33,7 +33,7 @@ async def _reserve(context: Context, fields: Fields) -> Members:
 
 
 async def _slice(context: Context, fields: Fields) -> Members:
-    """?reservation&layers?&heads? and the bytes of `kv[layers, :, heads]` → {state, missing_nbytes}."""
+    """?reservation&layers?&heads? and the bytes of that slice → {state, missing_nbytes}."""
     source = SlicePayload(context.request, context.payload)
 
     def select(layout: Layout) -> tuple[range, range]:

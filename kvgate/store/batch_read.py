@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvgate.chunk.frame import Status
-from kvgate.chunk.layout import Strided
-from kvgate.errors import CorruptCopy, NoSuchBucket, NoSuchKey, NotInTier, Overloaded, StoreFull, TierError
+from kvgate.errors import CorruptCopy, NoSlices, NoSuchBucket, NoSuchKey, NotInTier, Overloaded, StoreFull, TierError
 from kvgate.messages import ResponseBody
 from kvgate.metrics import Metrics
 from kvgate.store.bodies import LeasedBody, TierBody
 from kvgate.store.read import Read
-from kvgate.store.slice_body import SliceBody, load_slice
+from kvgate.store.slice_body import ChunkSlice, SliceBody, load_slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class BatchRead:
     def __init__(
         self,
         keys: Sequence[str],
-        runs: Strided | None,
+        part: ChunkSlice | None,
         *,
         open_read: Callable[[str], Read],
         spawn: Callable[[Coroutine[Any, Any, LoadedChunk]], _Load],
@@ -58,12 +57,12 @@ class BatchRead:
         deadline_s: float | None,
     ) -> None:
         """
-        runs:      the slice of each chunk that is wanted; None for whole objects
+        part:      the slice of each chunk that is wanted; None for whole objects
         open_read: raises NoSuchKey
         spawn:     runs a load to its end whatever becomes of the request
         """
         self._keys = keys
-        self._runs = runs
+        self._part = part
         self._open_read = open_read
         self._spawn = spawn
         self._metrics = metrics
@@ -128,6 +127,8 @@ class BatchRead:
                 return LoadedChunk(missing)
             except (CorruptCopy, NotInTier):
                 missing = Status.CORRUPT
+            except NoSlices:
+                return LoadedChunk(Status.NO_SLICES)
             except (TierError, StoreFull, Overloaded):
                 return LoadedChunk(Status.UNAVAILABLE)
 
@@ -135,10 +136,10 @@ class BatchRead:
         """A chunk of which every byte has been verified."""
         with self._open_read(key) as read:
             try:
-                if self._runs is None:
+                if self._part is None:
                     body: LeasedBody | TierBody | SliceBody = await read.load(0, read.record.nbytes)
                 else:
-                    body = await load_slice(read, self._runs)
+                    body = await load_slice(read, self._part)
             except NoSuchKey:
                 return LoadedChunk(Status.CORRUPT)
             try:

@@ -51,7 +51,7 @@ class Progress:
 
 
 class SliceSource(Protocol):
-    """A slice on its way in: `nbytes` bytes, `kv[layers, :, heads]` in C order."""
+    """A slice on its way in: `nbytes` bytes, in the order of `Stored.slices`."""
 
     nbytes: int
 
@@ -118,7 +118,7 @@ class ChunkWrites:
                     shared
                 ):  # the other ranks are told the same, and would not come
                     self._metrics.reservations.labels("present").inc()
-                return Reserved("", space.layout.nbytes, 0.0)
+                return Reserved("", space.stored.nbytes, 0.0)
             joined = self._reservations.join(shared, lease_s) if shared else None
             if joined is None:
                 break
@@ -127,9 +127,9 @@ class ChunkWrites:
                 continue
             if b"".join(self._writes[joined][0].slot.slices(0, DATA_START)) != header:
                 raise SliceConflict("this writer has reserved the chunk with another parent or first token")
-            return Reserved(joined.name, space.layout.nbytes, self._reservations.left_s(joined))
-        nbytes = DATA_START + space.layout.nbytes
-        reservation = self._reservations.open(tenant.name, space.layout, nbytes, lease_s, shared)
+            return Reserved(joined.name, space.stored.nbytes, self._reservations.left_s(joined))
+        nbytes = DATA_START + space.stored.nbytes
+        reservation = self._reservations.open(tenant.name, space.stored, nbytes, lease_s, shared)
         opened = self._unsettled[reservation] = asyncio.Event()
         try:
             write = await self._open_write(tenant, bucket, key, space)
@@ -147,7 +147,7 @@ class ChunkWrites:
             view[:] = header[at : at + len(view)]
             at += len(view)
         self._reservations.let_go(reservation)
-        return Reserved(reservation.name, space.layout.nbytes, lease_s)
+        return Reserved(reservation.name, space.stored.nbytes, lease_s)
 
     async def receive(
         self, tenant: str, name: str, select: Callable[[Layout], tuple[range, range]], source: SliceSource
@@ -159,8 +159,8 @@ class ChunkWrites:
         `SliceSource.receive` names, and with the last slice what `Write.commit` names.
         """
         reservation = self._reservations.find(tenant, name)
-        layers, heads = select(reservation.layout)
-        runs = reservation.layout.head_slices(layers, heads).in_file()
+        layers, heads = select(reservation.stored.layout)
+        runs = reservation.stored.slices(layers, heads).in_file()
         if source.nbytes != runs.nbytes:
             raise InvalidRequest(
                 f"layers {layers.start}-{layers.stop - 1} of heads {heads.start}-{heads.stop - 1} have {runs.nbytes} "

@@ -20,7 +20,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from kvgate.chunk.layout import Layout
+from kvgate.chunk.form import Stored
 from kvgate.errors import NoSuchReservation, ObjectTooLarge, Overloaded, SliceConflict
 
 _MAX_SLICES = 4096
@@ -67,7 +67,7 @@ class Reservation:
 
     name: str
     tenant: str
-    layout: Layout
+    stored: Stored
     nbytes: int
     deadline: float
     shared: Hashable = None
@@ -80,7 +80,7 @@ class Reservation:
     @property
     def missing_nbytes(self) -> int:
         """How many bytes of KV have not arrived."""
-        return self.missing_cells * (self.layout.nbytes // (self.layout.layers * self.layout.kv_heads))
+        return self.missing_cells * (self.stored.nbytes // _cells(self.stored))
 
 
 class Reservations:
@@ -111,7 +111,7 @@ class Reservations:
         """How many reservations of a tenant have not let go."""
         return self._counts[tenant]
 
-    def open(self, tenant: str, layout: Layout, nbytes: int, lease_s: float, shared: Hashable = None) -> Reservation:
+    def open(self, tenant: str, stored: Stored, nbytes: int, lease_s: float, shared: Hashable = None) -> Reservation:
         """A reservation of `nbytes` for `lease_s` seconds, held until `let_go`. Raises Overloaded, ObjectTooLarge.
 
         shared: by what others may `join` it; it must be nobody else's
@@ -128,8 +128,8 @@ class Reservations:
         own_nbytes, left_nbytes = self._nbytes[tenant] + nbytes, self._limit_nbytes - self.nbytes - nbytes
         if left_nbytes < 0 or (self._counts[tenant] and own_nbytes > left_nbytes):
             raise Overloaded("the memory for reserved chunks is taken; complete or abort some, and try again")
-        reservation = Reservation(secrets.token_hex(16), tenant, layout, nbytes, self._clock() + lease_s, shared)
-        reservation.missing_cells = layout.layers * layout.kv_heads
+        reservation = Reservation(secrets.token_hex(16), tenant, stored, nbytes, self._clock() + lease_s, shared)
+        reservation.missing_cells = _cells(stored)
         self._open[reservation.name] = reservation
         self._counts[tenant] += 1
         self._nbytes[tenant] += nbytes
@@ -253,3 +253,8 @@ class Reservations:
         self._counts[reservation.tenant] -= 1
         self._nbytes[reservation.tenant] -= reservation.nbytes
         self._let_go(reservation)
+
+
+def _cells(stored: Stored) -> int:
+    """How many pairs of a layer and a head a chunk has."""
+    return stored.layout.layers * stored.layout.kv_heads

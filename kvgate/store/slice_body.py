@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
 
-from kvgate.chunk.layout import Layout, Strided
+from kvgate.chunk.layout import DATA_START, Runs, Strided
+from kvgate.chunk.space import Space
+from kvgate.errors import NoSlices
 from kvgate.store.bodies import LeasedBody, TierBody
 from kvgate.store.read import Read
 
 
-def slice_runs(layout: Layout, layers: range | None, heads: range | None) -> Strided:
-    """The bytes of a chunk object that are these layers and heads; None is all of them. Raises LayoutError."""
-    return layout.head_slices(layers or range(layout.layers), heads or range(layout.kv_heads)).in_file()
+@dataclass(frozen=True, slots=True)
+class ChunkSlice:
+    """Which bytes of a chunk object are some layers and heads. object_nbytes: of one whose chunk has slices"""
+
+    runs: Runs
+    object_nbytes: int
+
+    @classmethod
+    def of(cls, space: Space, layers: range | None, heads: range | None) -> ChunkSlice:
+        """None is all of them. Raises LayoutError."""
+        layout = space.layout
+        runs = space.stored.slices(layers or range(layout.layers), heads or range(layout.kv_heads))
+        return cls(runs.in_file(), DATA_START + space.stored.nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        return self.runs.nbytes
+
+    def check(self, read: Read) -> None:
+        """Raises NoSlices for a chunk that a lossless codec has made smaller."""
+        if read.record.nbytes != self.object_nbytes:
+            raise NoSlices("this chunk is in blocks of a lossless codec, which have no layers and heads: GET it whole")
 
 
 class SliceBody:
-    """See ResponseBody: `kv[layers, :, heads]` in C order. Takes the body that holds the runs over."""
+    """See ResponseBody: the slice, in the order of its runs. Takes the body that holds the runs over."""
 
-    def __init__(self, whole: LeasedBody | TierBody, start: int, runs: Strided) -> None:
+    def __init__(self, whole: LeasedBody | TierBody, start: int, runs: Runs) -> None:
         """start: of the byte that `whole` begins with; it reaches to the end of the last run"""
         self.nbytes = runs.nbytes
         self._whole = whole
@@ -43,20 +65,26 @@ class SliceBody:
         self._whole.close()
 
 
-async def load_slice(read: Read, runs: Strided) -> SliceBody:
-    """The verified bytes of `runs`. Raises what `Read.load` raises; takes its lease over as that does."""
-    stop = runs.start + (runs.count - 1) * runs.stride + runs.run_nbytes
-    return SliceBody(await read.load(runs.start, stop), runs.start, runs)
+async def load_slice(read: Read, part: ChunkSlice) -> SliceBody:
+    """The verified bytes of a slice. Raises NoSlices and what `Read.load` raises; takes its lease over as that does."""
+    part.check(read)
+    runs = part.runs
+    return SliceBody(await read.load(runs.start, runs.stop), runs.start, runs)
 
 
-def cut(views: Sequence[memoryview], start: int, runs: Strided) -> list[memoryview]:
+def cut(views: Sequence[memoryview], start: int, runs: Runs) -> list[memoryview]:
     """What of `views`, which hold a body from byte `start` on, lies in `runs`."""
     pieces: list[memoryview] = []
     for view in views:
-        stop = start + len(view)
-        index = max(0, (start - runs.start - runs.run_nbytes) // runs.stride + 1)
-        while index < runs.count and (begin := runs.start + index * runs.stride) < stop:
-            pieces.append(view[max(begin - start, 0) : min(begin + runs.run_nbytes, stop) - start])
-            index += 1
-        start = stop
+        for strided in runs.tensors:
+            pieces += _cut(view, start, strided)
+        start += len(view)
     return pieces
+
+
+def _cut(view: memoryview, start: int, runs: Strided) -> Iterator[memoryview]:
+    stop = start + len(view)
+    index = max(0, (start - runs.start - runs.run_nbytes) // runs.stride + 1)
+    while index < runs.count and (begin := runs.start + index * runs.stride) < stop:
+        yield view[max(begin - start, 0) : min(begin + runs.run_nbytes, stop) - start]
+        index += 1

@@ -27,7 +27,7 @@ from kvgate import plugins
 from kvgate.auth.tenants import Tenant
 from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import RESERVED_PREFIX, ChunkKey, ManifestKey
-from kvgate.chunk.layout import DATA_START, Layout, Strided
+from kvgate.chunk.layout import DATA_START
 from kvgate.chunk.space import Space
 from kvgate.errors import InvalidManifest, NoSuchBucket, NoSuchKey, QuotaExceeded, TierAway, UnknownSpace
 from kvgate.memory import heap
@@ -63,6 +63,7 @@ from kvgate.store.read import Read
 from kvgate.store.recorder import Recorder
 from kvgate.store.retention import Retention
 from kvgate.store.scrub import Scrubber
+from kvgate.store.slice_body import ChunkSlice
 from kvgate.store.spaces import Spaces, parse_any_key
 from kvgate.store.survivors import Survivors
 from kvgate.store.values import Match, Prefetched, TenantStats
@@ -424,17 +425,17 @@ class Store:
         bucket: str,
         space: str,
         hashes: Sequence[bytes],
-        select: Callable[[Layout], Strided] | None,
+        select: Callable[[Space], ChunkSlice] | None,
         deadline_s: float | None,
     ) -> BatchRead:
         """Many chunks, or the slice of each that `select` picks; those of an unknown bucket or space are missing.
 
         Raises what `select` raises, RateLimited, and TierError when the manifest cannot be read.
         """
-        runs, known = None, True
+        part, known = None, True
         if select is not None:
             try:
-                runs = select((await self._space(tenant, bucket, space)).layout)
+                part = select(await self._space(tenant, bucket, space))
             except (NoSuchBucket, UnknownSpace):
                 known = False
         self.rates.read.take(tenant, 0)
@@ -443,7 +444,7 @@ class Store:
             if not known:
                 raise NoSuchKey("there is no such space")
             read = self.open_read(tenant, bucket, key)
-            self.rates.read.owe(tenant, read.record.nbytes if runs is None else runs.nbytes)
+            self.rates.read.owe(tenant, read.record.nbytes if part is None else part.nbytes)
             return read
 
         keys = [str(ChunkKey(space, chunk_hash.hex())) for chunk_hash in hashes]
@@ -451,7 +452,7 @@ class Store:
             await self.find(tenant, bucket, *keys)
         return BatchRead(
             keys,
-            runs,
+            part,
             open_read=open_read,
             spawn=self._placement.copies.spawn,
             metrics=self._metrics,
@@ -620,7 +621,7 @@ class Store:
     async def _open_slot(self, tenant: Tenant, bucket: str, key: ChunkKey, space: Space) -> Write:
         """An upload of a chunk whose slot can be filled in any order."""
         take_quota = self._quota_for(tenant, evict=True)
-        nbytes = DATA_START + space.layout.nbytes
+        nbytes = DATA_START + space.stored.nbytes
         return await self._open_write(tenant, bucket, str(key), key, nbytes, take_quota, whole=True)
 
     def _remove(self, entry: Entry) -> None:

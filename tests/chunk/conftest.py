@@ -28,7 +28,12 @@ MANIFEST: dict[str, Any] = {
     "hash_scheme": "kvgate-sha256-chain-v1",
     "layout_version": 1,
 }
-MANIFEST_V2: dict[str, Any] = MANIFEST | {"layout_version": 2, "packing": "vllm-cpu-amx-32", "layer_set": "0-1,5"}
+MANIFEST_V2: dict[str, Any] = MANIFEST | {
+    "layout_version": 2,
+    "packing": "vllm-cpu-amx-32",
+    "layer_set": "0-1,5",
+    "codec": "raw",
+}
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def test_header_survives_its_encoding(index, status, nbytes, crc64nvme) -> None:
         (HEADER[:-1], "32 bytes"),
         (HEADER + b"\0", "32 bytes"),
         (b"KVF2" + HEADER[4:], "begins with"),
-        (HEADER[:4] + b"\5" + HEADER[5:], "status 5"),
+        (HEADER[:4] + b"\6" + HEADER[5:], "status 6"),
         (HEADER[:5] + b"\1" + HEADER[6:], "reserved"),
         (HEADER[:12] + b"\1" + HEADER[13:], "reserved"),
         (HEADER[:4] + b"\1" + HEADER[5:], "no payload"),

@@ -36,20 +36,20 @@ SPACE_ID = "6efab5ca0ca5cbd6ce1c171042f076128076a20d51f5d4038d600b29fac9b31c"
 
 # Of layout version 2: packed elements of some layers; and a model's own layers and packing under an engine's hashes.
 CANONICAL_V2 = (
-    b'{"attention":"gqa","chunk_tokens":4,"dtype":"BF16","hash_scheme":"kvgate-sha256-chain-v1",'
+    b'{"attention":"gqa","chunk_tokens":4,"codec":"raw","dtype":"BF16","hash_scheme":"kvgate-sha256-chain-v1",'
     b'"head_dim":8,"kv_heads":4,"layer_set":"0-1,5","layers":3,"layout_version":2,"lora":"none","model":"meta-llama/Llama-3.1-8B",'
     b'"multimodal":"none","packing":"vllm-cpu-amx-32",'
     b'"rope":{"beta":1e-7,"rope_theta":500000,"rope_type":"llama3","scaled":true,"short_factor":[1.5,2]},'
     b'"tokenizer":"sha256:00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",'
     b'"weights":"0e9e39f249a16976918f6564b8830bc894c89659"}'
 )
-SPACE_ID_V2 = "afb1eea76e7649c1f7d87d155d75190e3cc618508ff8cbd784e936f5726895a3"
+SPACE_ID_V2 = "ffb26fd1576edd585af5c93312c8fbcbb941e0ec12d61750715c9baaf58badc8"
 CANONICAL_VLLM = (
     CANONICAL_V2.replace(b'"0-1,5"', b'"all"')
     .replace(b'"vllm-cpu-amx-32"', b'"none"')
     .replace(b"kvgate-sha256-chain-v1", b"vllm-sha256-cbor-v1")
 )
-SPACE_ID_VLLM = "08c936979906100bd5d80ff2397e2f30ac8cc5d887bd14e6a7314911b3498b82"
+SPACE_ID_VLLM = "d74245f98f919f74ec2919889ec5a5a50e5a44c4be42cbd5add20eb1be4597ae"
 
 
 def refused(manifest: object) -> InvalidManifest:
@@ -109,12 +109,13 @@ def test_fields_of_version_2_are_unknown_in_version_1(manifest: dict[str, Any]) 
     assert set(manifest) == set(FIELDS_OF[1])
     assert refused({**manifest, "packing": "none"}).field == "packing"
     assert refused({**manifest, "layer_set": "all"}).field == "layer_set"
+    assert refused({**manifest, "codec": "raw"}).field == "codec"
 
 
 def test_a_space_has_one_layout_version(manifest: dict[str, Any], manifest_v2: dict[str, Any]) -> None:
     assert refused({**manifest_v2, "packing": "none", "layer_set": "all"}).field == "layout_version"
-    for name, value in {"packing": "amx", "layer_set": "0-2", "hash_scheme": VLLM_SHA256}.items():
-        fields = {"hash_scheme": HASH_SCHEME, "packing": "none", "layer_set": "all"} | {name: value}
+    for name, value in {"packing": "amx", "layer_set": "0-2", "hash_scheme": VLLM_SHA256, "codec": "int8"}.items():
+        fields = {"hash_scheme": HASH_SCHEME, "packing": "none", "layer_set": "all", "codec": "raw"} | {name: value}
         assert layout_version_of(**fields) == 2
         assert Space.from_manifest({**manifest_v2, **fields}).layout_version == 2
         with pytest.raises(InvalidManifest, match="needs layout_version 2") as caught:
@@ -126,7 +127,12 @@ def test_a_space_has_one_layout_version(manifest: dict[str, Any], manifest_v2: d
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *((name, bad) for name in ("packing", "layer_set") for bad in (1, None, [], "", True, "x\n", "a" * 1025, "Ä")),
+        *(
+            (name, bad)
+            for name in ("packing", "layer_set", "codec")
+            for bad in (1, None, [], "", True, "x\n", "a" * 1025, "Ä")
+        ),
+        *(("codec", bad) for bad in ("none", "zstd", "int8")),  # lossless, and lossy of packed elements
         *(("packing", bad) for bad in ("AMX", "-amx", "amx 32", "a" * 129, "amx/32")),
         *(("layer_set", bad) for bad in ("0-1", "0-3", "all,1", "0,1,2", "5,0-1", "0-1,5,", "0-1, 5", "0-1,2")),
         ("layers", 4),

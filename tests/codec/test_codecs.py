@@ -80,7 +80,7 @@ def test_what_says_that_it_is_longer_is_refused_before_it_is_made(name: str) -> 
     bomb = zstandard.ZstdCompressor(level=1).compress(bytes(64 << 20))
     unsaid = zstandard.ZstdCompressor(level=1, write_content_size=False).compress(bytes(64 << 20))
     for encoded in (bomb, unsaid, bomb + bytes(50), unsaid + bytes(50), bomb + bomb):
-        with pytest.raises(ValueError, match="frame"):
+        with pytest.raises(ValueError, match=r"frame|block"):
             codec_named(name).decode(encoded, 100)
 
 

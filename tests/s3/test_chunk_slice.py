@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from awscrt.checksums import crc64nvme
 
 from kvgate.auth.sigv4 import Credential
 from kvgate.chunk.key import ChunkKey, ManifestKey
-from kvgate.chunk.layout import DATA_START
+from kvgate.chunk.layout import DATA_START, Layout
 from kvgate.client.sync import Client
+from kvgate.client.values import Slice
+from kvgate.codec.chunk_body import decode_body, decode_kv, encode_body, encode_kv
+from kvgate.errors import GatewayError
 from tests.client.chunks import SPACE, chunks
 from tests.gateways import ALPHA, BETA, RunningGateway
 from tests.wire import send
@@ -85,3 +89,70 @@ def test_slices_of_another_tenant_are_denied(gateway, chunk) -> None:
     credential = Credential(BETA.access_key, BETA.secret_key)
     path = chunk[0].replace(f"/{BUCKET}", f"/alpha_{BUCKET}", 1)
     assert send(gateway, "GET", path, query="layers=0", credential=credential)[0] == 403
+
+
+INT8 = replace(SPACE, layout_version=2, codec="int8")
+KV = (np.random.default_rng(0).standard_normal(SPACE.layout.shape).astype(np.float32).view(np.uint32) >> 16).astype(
+    np.uint16
+)
+HASH, PARENT = bytes(range(32)), bytes(32)
+
+
+@pytest.fixture
+def client(gateway: RunningGateway):
+    with Client(gateway.url, ALPHA.access_key, ALPHA.secret_key) as client:
+        for space in (SPACE, INT8):
+            client.put(BUCKET, str(ManifestKey(space.id)), space.canonical_json())
+        yield client
+
+
+def test_ranks_write_and_read_a_lossy_chunk_in_slices(gateway, client) -> None:
+    """Each encodes and decodes its own layers and heads, and never sees the others'."""
+    slices = []
+    for layers, heads in [(range(2), range(8)), (range(2, 4), range(3)), (range(2, 4), range(3, 8))]:
+        part = Layout(len(layers), 2, len(heads), SPACE.chunk_tokens, SPACE.head_dim, SPACE.dtype)
+        picked = KV[layers.start : layers.stop, :, heads.start : heads.stop]
+        data = bytearray(INT8.stored.slices(layers, heads).nbytes)
+        encode_kv(INT8, picked.tobytes(), data, part)
+        slices.append(Slice(layers, heads, data))
+    assert client.write_slices(BUCKET, INT8.id, HASH, PARENT, 0, slices).state == "committed"
+
+    path = f"/{BUCKET}/{ChunkKey(INT8.id, HASH.hex())}"
+    body = send(gateway, "GET", path)[2]
+    assert body == b"".join(encode_body(INT8, HASH, PARENT, 0, KV.tobytes()))
+    whole = bytearray(SPACE.layout.nbytes)
+    decode_body(INT8, body, whole)
+    words = np.frombuffer(whole, np.uint16).reshape(SPACE.layout.shape)
+
+    status, headers, got = send(gateway, "GET", path, query="layers=1-2&heads=4-6")
+    assert (status, headers["content-length"]) == (200, str(len(got)))
+    part = Layout(2, 2, 3, SPACE.chunk_tokens, SPACE.head_dim, SPACE.dtype)
+    out = bytearray(part.nbytes)
+    decode_kv(INT8, got, out, part)
+    assert out == words[1:3, :, 4:7].tobytes()
+    (read,) = client.read_chunks(BUCKET, INT8.id, [HASH], layers=range(1, 3), heads=range(4, 7))
+    assert read.body == got
+
+
+def test_a_chunk_in_blocks_is_taken_and_given_and_has_no_slices(gateway, client) -> None:
+    key = str(ChunkKey(SPACE.id, HASH.hex()))
+    body = b"".join(encode_body(SPACE, HASH, PARENT, 0, bytes(SPACE.layout.nbytes), lossless="zstd"))
+    client.put(BUCKET, key, body)
+    assert send(gateway, "GET", f"/{BUCKET}/{key}")[2] == body
+    status, _, got = send(gateway, "GET", f"/{BUCKET}/{key}", query="layers=0")
+    assert (status, b"GET it whole" in got) == (400, True)
+    raw = b"".join(encode_body(SPACE, HASH, PARENT, 0, bytes(SPACE.layout.nbytes)))
+    with pytest.raises(GatewayError, match="holds another body") as refused:
+        client.put(BUCKET, key, raw)
+    assert refused.value.status == 409, "the first form stays"
+
+
+@pytest.mark.parametrize("codec", ["zip", "int8"])
+def test_a_chunk_of_a_codec_that_is_not_the_spaces_is_refused(gateway, client, codec) -> None:
+    key = str(ChunkKey(SPACE.id, HASH.hex()))
+    body = b"".join(encode_body(INT8, HASH, PARENT, 0, KV.tobytes()))
+    body = body.replace(INT8.id.encode(), SPACE.id.encode()).replace(
+        b'"codec":"int8"', f'"codec":"{codec}"'.encode() + b" " * (4 - len(codec))
+    )
+    with pytest.raises(GatewayError, match="unknown codec"):
+        client.put(BUCKET, key, body)

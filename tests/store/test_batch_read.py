@@ -13,10 +13,12 @@ from awscrt.checksums import crc64nvme
 
 from kvgate.chunk.frame import Status
 from kvgate.chunk.key import ChunkKey, ManifestKey
-from kvgate.chunk.layout import DATA_START, Layout, Strided
+from kvgate.chunk.layout import DATA_START
+from kvgate.chunk.space import Space
+from kvgate.codec.chunk_body import encode_body
 from kvgate.messages import views
 from kvgate.store.batch_read import BatchRead
-from kvgate.store.slice_body import slice_runs
+from kvgate.store.slice_body import ChunkSlice
 from kvgate.tiers.host import HostTier
 from tests.client.chunks import SPACE, chunks
 from tests.store.conftest import ALPHA, MiB, Opened, OpenStore
@@ -37,7 +39,7 @@ async def store_prompt(opened: Opened, *without: int) -> None:
 async def read(
     opened: Opened,
     hashes: list[bytes] = HASHES,
-    select: Callable[[Layout], Strided] | None = None,
+    select: Callable[[Space], ChunkSlice] | None = None,
     deadline_s: float | None = None,
     **place: str,
 ) -> BatchRead:
@@ -79,7 +81,7 @@ async def test_chunks_come_in_order_and_missing_ones_are_marked(open_test_store:
 
 
 @pytest.mark.parametrize("place", [{"bucket": "elsewhere"}, {"space": "00" * 32}, {"tenant": "beta"}])
-@pytest.mark.parametrize("select", [None, lambda layout: slice_runs(layout, None, None)])
+@pytest.mark.parametrize("select", [None, lambda space: ChunkSlice.of(space, None, None)])
 async def test_what_is_not_the_tenants_looks_like_a_miss(open_test_store: OpenStore, place, select) -> None:
     async with open_test_store() as opened:
         await store_prompt(opened)
@@ -94,7 +96,7 @@ async def test_slices_are_what_numpy_says(open_test_store: OpenStore, cold: bool
             for key in KEYS:
                 opened.store._placement.copies.drop_copy(opened.store._index.get("alpha", "bucket", key), 0)
         for layers, heads in [(range(1, 3), None), (None, range(2, 3)), (range(3, 4), range(8)), (None, None)]:
-            got = await collect(await read(opened, select=lambda layout: slice_runs(layout, layers, heads)))  # noqa: B023
+            got = await collect(await read(opened, select=lambda space: ChunkSlice.of(space, layers, heads)))  # noqa: B023
             for (status, body), whole in zip(got, BODIES, strict=True):
                 tensor = np.frombuffer(whole[DATA_START:], np.uint16).reshape(SPACE.layout.shape)
                 picked = tensor[slice(layers.start, layers.stop) if layers else slice(None)]
@@ -102,7 +104,7 @@ async def test_slices_are_what_numpy_says(open_test_store: OpenStore, cold: bool
                 assert (status, body) == (Status.PRESENT, picked.tobytes())
 
 
-@pytest.mark.parametrize("select", [None, lambda layout: slice_runs(layout, None, range(1))])
+@pytest.mark.parametrize("select", [None, lambda space: ChunkSlice.of(space, None, range(1))])
 async def test_corrupt_chunk_is_marked_and_no_other(open_test_store: OpenStore, select) -> None:
     async with open_test_store(disk_nbytes=None) as opened:
         await store_prompt(opened)
@@ -179,7 +181,20 @@ async def test_chunks_larger_than_memory_has_room_for_stream_from_disk(open_test
     """More is leased than memory holds: the batch goes on through windows."""
     async with open_test_store(memory_nbytes=2 * MiB, ack="disk", window=MiB) as opened:
         await store_prompt(opened)
-        got = await collect(await read(opened, select=lambda layout: slice_runs(layout, range(1), None)))
+        got = await collect(await read(opened, select=lambda space: ChunkSlice.of(space, range(1), None)))
         assert [status for status, _ in got] == [Status.PRESENT] * 6
         assert await collect(await read(opened)) == [(Status.PRESENT, body) for body in BODIES]
         assert opened.store._quota.used(ALPHA.name) == sum(map(len, BODIES)) + len(SPACE.canonical_json())
+
+
+async def test_a_chunk_in_blocks_is_read_whole_and_has_no_slices(open_test_store: OpenStore) -> None:
+    kv = bytes(SPACE.layout.nbytes)
+    body = b"".join(encode_body(SPACE, HASHES[1], HASHES[0], SPACE.chunk_tokens, kv, lossless="lz4"))
+    async with open_test_store() as opened:
+        await store_prompt(opened, 1)
+        await opened.put(KEYS[1], body)
+        assert (await collect(await read(opened)))[1] == (Status.PRESENT, body)
+        statuses = [
+            status for status, _ in await collect(await read(opened, select=lambda s: ChunkSlice.of(s, None, range(1))))
+        ]
+        assert statuses == [Status.PRESENT, Status.NO_SLICES, *[Status.PRESENT] * 4]

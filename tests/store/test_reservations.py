@@ -9,11 +9,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from kvgate.chunk.form import stored_form
 from kvgate.chunk.layout import Layout
 from kvgate.errors import NoSuchReservation, ObjectTooLarge, Overloaded, SliceConflict
 from kvgate.store.reservations import Reservation, Reservations, Slice
 
-LAYOUT = Layout(3, 2, 2, 1, 1, "I8")
+STORED = stored_form("raw", Layout(3, 2, 2, 1, 1, "I8"))
 CELLS = [(layer, head) for layer in range(3) for head in range(2)]
 MOST, LIMIT_NBYTES, NBYTES = 3, 60, 10
 
@@ -73,7 +74,7 @@ class Model(RuleBasedStateMachine):
         left = LIMIT_NBYTES - NBYTES * len(self.held())
         fits = own < MOST and left >= NBYTES and (not own or (own + 1) * NBYTES <= left - NBYTES)
         try:
-            new = self.table.open(tenant, LAYOUT, NBYTES, lease_s, writer or None)
+            new = self.table.open(tenant, STORED, NBYTES, lease_s, writer or None)
         except Overloaded:
             assert not fits
             return
@@ -192,22 +193,22 @@ TestReservations.settings = settings(max_examples=80, stateful_step_count=60, de
 
 def test_missing_bytes_are_those_of_the_slices_that_have_not_come() -> None:
     table = Reservations(1, 100, lambda: 0.0, lambda _: None)
-    each = table.open("a", LAYOUT, NBYTES, 1)
-    assert each.missing_nbytes == LAYOUT.nbytes
+    each = table.open("a", STORED, NBYTES, 1)
+    assert each.missing_nbytes == STORED.nbytes
     table.begin(each, Slice(0, 2, 0, 1), lambda: None)
     assert not table.end(each, Slice(0, 2, 0, 1), 0)
-    assert each.missing_nbytes == LAYOUT.nbytes - 4
+    assert each.missing_nbytes == STORED.nbytes - 4
 
 
 def test_chunk_that_can_never_be_reserved_is_told_apart() -> None:
     with pytest.raises(ObjectTooLarge):
-        Reservations(1, 9, lambda: 0.0, lambda _: None).open("a", LAYOUT, 10, 1)
+        Reservations(1, 9, lambda: 0.0, lambda _: None).open("a", STORED, 10, 1)
 
 
 def test_number_of_slices_is_bounded() -> None:
-    layout = Layout(4096, 2, 2, 1, 1, "I8")
+    stored = stored_form("raw", Layout(4096, 2, 2, 1, 1, "I8"))
     table = Reservations(1, 1 << 20, lambda: 0.0, lambda _: None)
-    each = table.open("a", layout, layout.nbytes, 1)
+    each = table.open("a", stored, stored.nbytes, 1)
     for layer in range(4096):
         part = Slice(layer, layer + 1, 0, 1)
         each.received[part] = 0

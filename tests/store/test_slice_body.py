@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvgate.chunk.form import stored_form
 from kvgate.chunk.layout import DATA_START, Layout
-from kvgate.store.slice_body import cut, slice_runs
+from kvgate.store.slice_body import cut
 
 
 @st.composite
@@ -25,7 +26,7 @@ def test_pieces_are_the_slice_however_the_body_is_divided(case, divisions, data)
     layout, layers, heads = case
     body = np.random.default_rng(0).integers(0, 256, DATA_START + layout.nbytes, dtype=np.uint8).tobytes()
     tensor = np.frombuffer(body[DATA_START:], dtype=np.uint16).reshape(layout.shape)
-    runs = slice_runs(layout, layers, heads)
+    runs = stored_form("raw", layout).slices(layers, heads).in_file()
     start = data.draw(st.integers(0, runs.start))
     views, at = [], start
     for nbytes in [*divisions, len(body)]:
@@ -40,7 +41,7 @@ def test_pieces_are_the_slice_however_the_body_is_divided(case, divisions, data)
 def test_pieces_are_views_of_the_body_itself() -> None:
     layout = Layout(2, 2, 4, 3, 2, "BF16")
     body = bytearray(DATA_START + layout.nbytes)
-    pieces = cut([memoryview(body)], 0, slice_runs(layout, None, range(1, 2)))
+    pieces = cut([memoryview(body)], 0, stored_form("raw", layout).slices(range(2), range(1, 2)).in_file())
     assert len(pieces) == 4
     body[:] = b"\xff" * len(body)
     assert set(b"".join(pieces)) == {255}

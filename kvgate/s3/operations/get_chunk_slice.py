@@ -6,7 +6,8 @@ import contextlib
 from dataclasses import dataclass
 
 from kvgate.chunk.key import ChunkKey, parse_key
-from kvgate.chunk.layout import Layout, Strided, parse_range
+from kvgate.chunk.layout import parse_range
+from kvgate.chunk.space import Space
 from kvgate.errors import InvalidArgument, InvalidRequest, LayoutError
 from kvgate.messages import Response
 from kvgate.s3.call import Call
@@ -15,7 +16,7 @@ from kvgate.s3.operations.base import Context, Operation
 from kvgate.s3.reading import ReadInput
 from kvgate.s3.representation import DEFAULT_CONTENT_TYPE
 from kvgate.s3.versions import PARAMETER as VERSION
-from kvgate.store.slice_body import load_slice, slice_runs
+from kvgate.store.slice_body import ChunkSlice, load_slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +38,22 @@ class SliceInput:
             raise InvalidRequest("Range cannot go together with layers and heads")
         return cls(ReadInput.parse(call), chunk, call.query.get("layers", ""), call.query.get("heads", ""))
 
-    def runs(self, layout: Layout) -> Strided:
+    def part(self, space: Space) -> ChunkSlice:
         """The bytes that are meant. Raises InvalidArgument."""
+        layout = space.layout
         try:
             layers = parse_range(self.layers, layout.layers) if self.layers else None
             heads = parse_range(self.heads, layout.kv_heads) if self.heads else None
         except LayoutError as error:
             raise InvalidArgument(f"layers and heads: {error}") from None
-        return slice_runs(layout, layers, heads)
+        return ChunkSlice.of(space, layers, heads)
 
 
 async def get_chunk_slice(context: Context, input: SliceInput) -> Response:
-    """The bytes of `kv[layers, :, heads]` in C order. The ETag is the whole chunk's; the checksum is the slice's."""
+    """The bytes of `kv[layers, :, heads]` in C order, or those of every tensor that a lossy codec has, in their order.
+
+    The ETag is the whole chunk's; the checksum is the slice's. Raises NoSlices.
+    """
     store, tenant, bucket = context.store, context.tenant.name, input.read.bucket
     with contextlib.ExitStack() as stack:
         read = store.open_read(tenant, bucket, input.read.key, context.caller)
@@ -56,9 +61,10 @@ async def get_chunk_slice(context: Context, input: SliceInput) -> Response:
         selection = input.read.select(read.record)
         if selection.status == 304:
             return Response(304, selection.headers)
-        runs = input.runs((await store.space(tenant, bucket, input.chunk.space)).layout)
-        store.rates.read.take(context.payer, runs.nbytes)
-        body = await load_slice(read, runs)
+        part = input.part(await store.space(tenant, bucket, input.chunk.space))
+        part.check(read)  # before anything is paid
+        store.rates.read.take(context.payer, part.nbytes)
+        body = await load_slice(read, part)
         stack.callback(body.close)
         headers = {name: selection.headers[name] for name in ("ETag", "Last-Modified")}
         headers["Content-Type"] = DEFAULT_CONTENT_TYPE

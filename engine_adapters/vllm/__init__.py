@@ -1,1 +1,0 @@
-"""kvgate for vLLM: a KV connector, and a tier for vLLM's own offloading."""
