@@ -26,6 +26,7 @@ demo: .cache/demo/installed ## Run a gateway and a small model that reuses its K
 test: .venv/installed ## Run every test
 	.ci/clients
 	.ci/lmcache
+	.ci/vllm
 	.venv/bin/pytest -n $(TEST_PROCESSES) --dist loadfile --reruns 2
 
 check: .venv/installed ## Lint, format, types and layers

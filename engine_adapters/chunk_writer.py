@@ -10,13 +10,14 @@ from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
 from kvgate.client.buffers import ReadableBuffer
 from kvgate.client.sync import Client
+from kvgate.client.values import Slice
 from kvgate.errors import GatewayError
 
 _ATTEMPTS = 3
 _OVERLOAD_PAUSE_S = 1.0
 _SLOW_DOWN = 503
 _HELD_ALREADY = frozenset({"PreconditionFailed", "ImmutableConflict"})
-_WORTH_ANOTHER = frozenset({"SlowDown", "UnknownSpace"})
+_WORTH_ANOTHER = frozenset({"SlowDown", "UnknownSpace", "NoSuchReservation"})
 
 
 class ChunkWriter:
@@ -42,6 +43,27 @@ class ChunkWriter:
             return True
 
         return self._attempt(space, put)
+
+    def write_slice(
+        self, space: Space, chunk_hash: bytes, parent: bytes, first_token: int, part: Slice, writer: str
+    ) -> bool:
+        """Write one rank's part of a chunk, which is visible once every rank has; False when it was there already.
+
+        writer: names the engine; ranks that give the same name write one chunk together
+        """
+
+        def write() -> bool:
+            reservation = self._client.reserve(
+                self._bucket, space.id, chunk_hash, parent, first_token, writer=writer, deadline_s=self._deadline_s
+            )
+            if not reservation.name:
+                return False
+            written = self._client.write_slice(
+                reservation.name, part.layers, part.heads, part.views, deadline_s=self._deadline_s
+            )
+            return written.state != "present"
+
+        return self._attempt(space, write)
 
     def _attempt(self, space: Space, store: Callable[[], bool]) -> bool:
         for attempt in range(_ATTEMPTS):

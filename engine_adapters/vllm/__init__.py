@@ -1,0 +1,1 @@
+"""kvgate for vLLM: a KV connector, and a tier for vLLM's own offloading."""

@@ -1,0 +1,431 @@
+"""A worker's half of the connector: moves KV between this rank's pages and the gateway, in threads of its own.
+
+Invariants
+1. No exception leaves a thread of ours: what fails is a chunk that is not loaded, and recomputed, or not stored.
+2. A load is reported ended when nobody writes into its blocks any more, and not before; a block that was not filled by
+   then is reported with it.
+3. A save is reported taken when nobody reads its blocks any more.
+4. Work for other spaces than this worker's own is refused as a whole.
+5. The threads never wait for the engine, nor does it for them, but for layers of a layer-wise load.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine_adapters.breaker import Breaker
+from engine_adapters.chunk_writer import ChunkWriter
+from engine_adapters.layouts import UNPACKED, Pages, pages_of
+from engine_adapters.staging import Plan, plan
+from engine_adapters.vllm.device import Device
+from engine_adapters.vllm.job import SKIP, Load, LoadPart, Report, Save, SavedChunk, Work
+from engine_adapters.vllm.layerwise import LayerGate
+from engine_adapters.vllm.metrics import Tally
+from engine_adapters.vllm.rows import Rows
+from engine_adapters.vllm.settings import Settings
+from engine_adapters.vllm.space import Group, with_lora
+from kvgate.chunk.header import ChunkHeader
+from kvgate.chunk.layout import DATA_START
+from kvgate.chunk.space import Space
+from kvgate.client.sync import Client
+from kvgate.client.values import Slice
+from kvgate.errors import GatewayError, GatewayUnavailable, LayoutMismatch
+
+_log = logging.getLogger(__name__)
+
+_CLOSE_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """Where this worker is among those of its engine.
+
+    heads:    which of the model's KV heads it holds
+    is_whole: whether it holds all layers and heads
+    writes:   whether it is the one to store what several ranks hold alike
+    writer:   the engine's name, by which its ranks store chunks together
+    """
+
+    heads: range
+    is_whole: bool
+    writes: bool
+    writer: str
+
+
+@dataclass(slots=True)
+class _Early:
+    """A chunk whose layers are taken one by one. layers: those that have been."""
+
+    row: int
+    layers: set[int] = field(default_factory=set)
+
+
+class Worker:
+    """Loads and saves for one rank. vLLM's thread calls; what is reported is collected by it too."""
+
+    def __init__(self, client: Client, settings: Settings, groups: Sequence[Group], rank: Rank) -> None:
+        self.tally = Tally()
+        self._client = client
+        self._settings = settings
+        self._groups = tuple(groups)
+        self._rank = rank
+        self._breaker = Breaker()
+        self._writer = ChunkWriter(client, settings.bucket, float(settings.save_deadline))
+        self._plans: list[Plan] = []
+        self._loading: ThreadPoolExecutor | None = None
+        self._taking: ThreadPoolExecutor | None = None
+        self._storing: ThreadPoolExecutor | None = None
+        self._lock = threading.Lock()
+        self._report = Report()
+        self._received: set[str] = set()
+        self._failed: set[str] = set()
+        self._invalid: set[int] = set()
+        self._gates: list[LayerGate] = []
+        self._early: dict[tuple[int, bytes], _Early] = {}
+        self._closed = False
+
+    def register(self, caches: dict[str, Any]) -> None:
+        """Take the engine's pages. Raises LayoutError and LayoutMismatch where they are not what the spaces say."""
+        for group in self._groups:
+            layout = group.space.layout
+            pages = [self._pages(group, caches[name]) for name in group.layer_names]
+            self._plans.append(plan(layout, pages, self._rank.heads if layout.parts == 2 else None))
+        self._device = Device(self._plans[0].device)
+        self._layer_of = {
+            name: (index, layer)
+            for index, group in enumerate(self._groups)
+            for layer, name in enumerate(group.layer_names)
+        }
+        settings = self._settings
+        slice_nbytes = max(each.slice_nbytes for each in self._plans)
+        half = settings.staging // 2
+        self._load_rows = Rows(slice_nbytes, half, settings.load_threads)
+        self._save_rows = Rows(slice_nbytes, half, settings.save_threads + 1)
+        self._window = max(1, half // self._load_rows.nbytes // settings.load_threads)
+        self._loading = ThreadPoolExecutor(settings.load_threads, "kvgate-load")
+        self._taking = ThreadPoolExecutor(1, "kvgate-take")
+        self._storing = ThreadPoolExecutor(settings.save_threads, "kvgate-store")
+
+    @staticmethod
+    def _pages(group: Group, cache: Any) -> Pages:
+        space = group.space
+        if isinstance(cache, list | tuple):
+            raise LayoutMismatch("a layer with several tensors is not known")
+        if space.attention == "mla":
+            row = int(cache.shape[-1])
+            return pages_of(
+                "vllm-mla",
+                cache,
+                kv_heads=1,
+                head_dim=space.head_dim,
+                block_tokens=group.block_tokens,
+                row_elements=row if row > space.head_dim else None,
+            )
+        return pages_of(
+            "vllm" if space.packing == UNPACKED else "vllm-cpu",
+            cache,
+            kv_heads=int(cache.shape[1]),
+            head_dim=space.head_dim,
+            block_tokens=group.block_tokens,
+            packing=space.packing,
+        )
+
+    # --- what vLLM calls in a step ---
+
+    def begin_loads(self, work: Work) -> None:
+        """Start this step's loads."""
+        if work.loads and self._loading is not None:
+            if not self._is_ours(work):
+                for load in work.loads:
+                    self._end_load(load, {part.group: 0 for part in load.parts}, "other space")
+                return
+            submitted = self._device.now()
+            for load in work.loads:
+                gate = LayerGate([len(group.layer_names) for group in self._groups]) if load.layerwise else None
+                if gate is not None:
+                    self._gates.append(gate)
+                self._loading.submit(self._load, load, submitted, gate, time.monotonic())
+
+    def wait_for_layer(self, name: str) -> None:
+        """Wait until the layer-wise loads of this step have brought a layer."""
+        for gate in self._gates:
+            gate.wait(*self._layer_of[name], self._settings.load_deadline + _CLOSE_S)
+
+    def layer_computed(self, name: str, work: Work) -> None:
+        """With `save_layerwise`, take a layer out of the blocks of this step's saves, as far as there are rows."""
+        if not (self._settings.save_layerwise and work.saves and self._rank.writes and self._is_ours(work)):
+            return
+        group, layer = self._layer_of[name]
+        submitted = self._device.now()
+        assert self._taking is not None
+        for save in work.saves:
+            for chunk in save.chunks:
+                if chunk.group == group:
+                    early = self._early.get((save.job, chunk.hash))
+                    if early is None:
+                        row = self._save_rows.take_now()
+                        if row is None:
+                            continue
+                        early = self._early[save.job, chunk.hash] = _Early(row)
+                    self._taking.submit(self._take_layer, chunk, layer, early, submitted)
+
+    def end_step(self, work: Work) -> None:
+        """Start this step's saves: what they are to take has been computed."""
+        self._gates.clear()
+        if work.saves and self._taking is not None:
+            ours, submitted = self._is_ours(work), self._device.now()
+            for save in work.saves:
+                if ours and self._rank.writes:
+                    self._taking.submit(self._take, save, submitted)
+                else:
+                    self._end_save(save, lost=() if ours else [chunk.hash for chunk in save.chunks])
+
+    def received(self) -> tuple[set[str], set[str]]:
+        """Requests whose asynchronous loads have ended since the last call, and those of them that failed."""
+        with self._lock:
+            received, self._received = self._received, set()
+            failed, self._failed = self._failed, set()
+        return received, failed
+
+    def invalid_blocks(self) -> set[int]:
+        """Blocks that loads which have ended since the last call did not fill."""
+        with self._lock:
+            invalid, self._invalid = self._invalid, set()
+        return invalid
+
+    def report(self) -> Report | None:
+        """What the scheduler's half is to know; None when there is nothing new."""
+        with self._lock:
+            report, self._report = self._report, Report()
+        return report or None
+
+    def close(self) -> None:
+        """Take no more, end what is under way within seconds, and let go of the gateway."""
+        self._closed = True
+        pools = [pool for pool in (self._taking, self._loading, self._storing) if pool is not None]
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=False)
+        deadline = time.monotonic() + _CLOSE_S
+        while time.monotonic() < deadline and any(thread.is_alive() for pool in pools for thread in pool._threads):
+            time.sleep(0.01)
+        if self._plans:
+            self._save_rows.close()
+            self._load_rows.close()
+        self._client.close()
+
+    def _is_ours(self, work: Work) -> bool:
+        ours = tuple(group.space.id for group in self._groups)
+        if work.spaces != ours:
+            _log.error("this worker's spaces are not the scheduler's, so it loads and stores nothing")
+        return work.spaces == ours
+
+    # --- loading ---
+
+    def _load(self, load: Load, submitted: Any, gate: LayerGate | None, began: float) -> None:
+        arrived = {part.group: 0 for part in load.parts}
+        why = ""
+        try:
+            deadline = began + load.deadline_s
+            for part in load.parts:
+                space = with_lora(self._groups[part.group].space, load.lora)
+                for layers in self._layer_ranges(part.group, gate):
+                    arrived[part.group] = self._load_layers(part, space, layers, submitted, deadline)
+                    if gate is not None:
+                        gate.open(part.group, layers.stop)
+                    if arrived[part.group] < len(part.hashes):
+                        why = "late" if time.monotonic() >= deadline else "did not arrive"
+                        break
+                if why:
+                    break
+        except Exception:  # a defect of ours must not end the engine
+            _log.exception("a request's KV is not loaded")
+            arrived, why = dict.fromkeys(arrived, 0), "defect"
+        self.tally.load_ended(time.monotonic() - began)
+        self._end_load(load, arrived, why)
+        if gate is not None:
+            gate.open_all()
+
+    def _layer_ranges(self, group: int, gate: LayerGate | None) -> Iterator[range]:
+        """Which layers to load together; whatever they are, a chunk's layers come in their order."""
+        count = len(self._groups[group].layer_names)
+        step = self._settings.layers_at_once if gate is not None else count
+        for first in range(0, count, step):
+            yield range(first, min(first + step, count))
+
+    def _load_layers(self, part: LoadPart, space: Space, layers: range, submitted: Any, deadline: float) -> int:
+        """Bring some layers of chunks into their blocks; how many leading chunks were."""
+        each, group = self._plans[part.group], self._groups[part.group]
+        whole = self._rank.is_whole and len(layers) == each.layers
+        layer_nbytes = each.slice_nbytes // each.layers
+        span = slice(layers.start * layer_nbytes, layers.stop * layer_nbytes)
+        done = 0
+        while done < len(part.hashes):
+            hashes = part.hashes[done : done + self._window]
+            blocks = part.blocks[done : done + self._window]
+            taken: list[int] = []
+            try:
+                for _ in hashes:
+                    row = self._load_rows.take()
+                    if row is None:
+                        return done
+                    taken.append(row)
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    return done
+                bodies = [self._load_rows.body(row, each.slice_nbytes) for row in taken]
+                if whole:
+                    loaded = self._client.load_chunks(self._settings.bucket, space.id, hashes, bodies, left_s)
+                else:
+                    views = [body[DATA_START:][span] for body in bodies]
+                    part_of_chunk: dict[str, Any] = {
+                        "layout": space.layout,
+                        "layers": range(group.first_layer + layers.start, group.first_layer + layers.stop),
+                        "heads": self._rank.heads if space.layout.parts == 2 else None,
+                    }
+                    loaded = self._client.load_chunks(
+                        self._settings.bucket, space.id, hashes, views, left_s, **part_of_chunk
+                    )
+                count = loaded.leading
+                with self._device.after(submitted):
+                    for row, ids in zip(taken[:count], blocks[:count], strict=True):
+                        kv = self._load_rows.kv(row, each.slice_nbytes)[None]
+                        self._device.scatter(lambda source, ids=ids: each.scatter([ids], source, layers), kv)  # type: ignore[misc]
+                self.tally.loaded(count, sum(len(body) for body in bodies[:count]))
+            finally:
+                for row in taken:
+                    self._load_rows.give(row)
+            done += count
+            if count < len(hashes):
+                break
+        return done
+
+    def _end_load(self, load: Load, arrived: dict[int, int], why: str) -> None:
+        missing = {
+            block
+            for part in load.parts
+            for blocks in part.blocks[arrived[part.group] :]
+            for block in blocks
+            if block != SKIP
+        }
+        if missing:
+            self.tally.failed(why or "did not arrive")
+        with self._lock:
+            if missing and (len(self._groups) > 1):
+                self._failed.add(load.request_id)
+            else:
+                self._invalid |= missing
+            if not load.layerwise:
+                self._received.add(load.request_id)
+            self._report.loaded[load.request_id] += 1
+
+    # --- saving ---
+
+    def _take(self, save: Save, submitted: Any) -> None:
+        """Copy a save's chunks out of their blocks, and have each stored."""
+        left = list(save.chunks)
+        try:
+            while left and self._breaker.allows() and self._take_chunk(save, left[0], submitted):
+                left.pop(0)
+        except Exception:
+            _log.exception("new chunks are not stored")
+        for chunk in left:
+            early = self._early.pop((save.job, chunk.hash), None)
+            if early is not None:
+                self._save_rows.give(early.row)
+        if left:
+            self.tally.not_stored("closed" if self._breaker.allows() else "gateway unavailable", len(left))
+        self._end_save(save, lost=[chunk.hash for chunk in left])
+
+    def _take_chunk(self, save: Save, chunk: SavedChunk, submitted: Any) -> bool:
+        """Copy a chunk out of its blocks and have it stored; False when there is nowhere to copy it to."""
+        assert self._storing is not None
+        early = self._early.pop((save.job, chunk.hash), None)
+        if early is None:
+            row = self._save_rows.take()
+            if row is None:
+                return False
+            early = _Early(row)
+        try:
+            layers = range(self._plans[chunk.group].layers)
+            if not early.layers:
+                self._gather(chunk, early.row, layers, submitted)
+            else:
+                for layer in set(layers) - early.layers:
+                    self._gather(chunk, early.row, range(layer, layer + 1), submitted)
+            self._storing.submit(self._store, chunk, save.lora, early.row)
+        except BaseException:
+            self._save_rows.give(early.row)
+            raise
+        return True
+
+    def _take_layer(self, chunk: SavedChunk, layer: int, early: _Early, submitted: Any) -> None:
+        try:
+            self._gather(chunk, early.row, range(layer, layer + 1), submitted)
+            early.layers.add(layer)
+        except Exception:  # it is tried again with the whole chunk
+            _log.exception("layer %d is not taken out", layer)
+
+    def _gather(self, chunk: SavedChunk, row: int, layers: range, submitted: Any) -> None:
+        each = self._plans[chunk.group]
+        kv = self._save_rows.kv(row, each.slice_nbytes)[None]
+        with self._device.after(submitted):
+            if len(layers) == each.layers:
+                self._device.gather(lambda out: each.gather([chunk.blocks], out), kv)
+                return
+            layer_nbytes = each.slice_nbytes // each.layers  # of a GPU's copy, only these layers are brought over
+            part = kv[:, layers.start * layer_nbytes : layers.stop * layer_nbytes]
+            self._device.gather_part(lambda out: each.gather([chunk.blocks], out, layers), kv, part)
+
+    def _end_save(self, save: Save, *, lost: Sequence[bytes] = ()) -> None:
+        with self._lock:
+            self._report.taken[save.job] += 1
+            self._report.lost |= set(lost)
+            if not self._rank.writes:
+                self._report.stored.update(chunk.hash for chunk in save.chunks)
+
+    def _store(self, chunk: SavedChunk, lora: str, row: int) -> None:
+        began, stored, why = time.monotonic(), False, ""
+        try:
+            if not self._breaker.allows():
+                why = "gateway unavailable"
+                return
+            stored = self._send(chunk, with_lora(self._groups[chunk.group].space, lora), row)
+            self._breaker.succeeded()
+        except GatewayUnavailable as error:
+            self._breaker.failed()
+            why = type(error).__name__
+        except GatewayError as error:
+            _log.warning("a chunk is not stored: %s", error)
+            why = error.code or "GatewayError"
+        except Exception:
+            _log.exception("a chunk is not stored")
+            why = "defect"
+        finally:
+            self._save_rows.give(row)
+            with self._lock:
+                if why:
+                    self._report.lost.add(chunk.hash)
+                else:
+                    self._report.stored[chunk.hash] += 1
+            if why:
+                self.tally.not_stored(why, 1)
+            else:
+                nbytes = self._plans[chunk.group].slice_nbytes if stored else 0
+                self.tally.stored(nbytes, time.monotonic() - began)
+
+    def _send(self, chunk: SavedChunk, space: Space, row: int) -> bool:
+        """Store a chunk, or this rank's part of it; False when it was there already."""
+        slice_nbytes = self._plans[chunk.group].slice_nbytes
+        body = self._save_rows.body(row, slice_nbytes)
+        if self._rank.is_whole:
+            body[:DATA_START] = ChunkHeader.encode(space, chunk.hash, chunk.parent, chunk.first_token)
+            return self._writer.put(space, chunk.hash, body)
+        heads = self._rank.heads if space.layout.parts == 2 else None
+        part = Slice(self._groups[chunk.group].layers, heads, body[DATA_START:])
+        return self._writer.write_slice(space, chunk.hash, chunk.parent, chunk.first_token, part, self._rank.writer)

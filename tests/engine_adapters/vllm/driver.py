@@ -1,0 +1,184 @@
+"""vLLM's engine in a process that a test commands: a JSON object a line on stdin, an answer a line on stdout.
+
+    driver.py '{"model": "…", "max_model_len": 2048, …}'
+
+Runs in the environment that `.ci/vllm` makes; `engine.py` is the other end. The arguments are those of vLLM's
+`EngineArgs`. The engine's core and its scheduler are in this process, so that the answers can tell how many blocks are
+free and what each request found in which cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from typing import Any
+
+from vllm import EngineArgs, SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.v1.engine.llm_engine import LLMEngine
+
+IDLE_S = 0.001
+
+
+class Driver:
+    """Its public methods are the commands."""
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        self.scheduler = self.engine.engine_core.engine_core.scheduler
+        self.loras: dict[str, LoRARequest] = {}
+        self.count = 0
+        self.prefills: dict[str, Any] = {}
+        get_output = self.engine.engine_core.get_output
+
+        def get_and_note() -> Any:
+            outputs = get_output()
+            for output in outputs.outputs:
+                if output.prefill_stats is not None:
+                    self.prefills[output.request_id] = output.prefill_stats
+            return outputs
+
+        self.engine.engine_core.get_output = get_and_note
+
+    def generate(self, requests: list[dict[str, Any]], concurrency: int, limit_s: float) -> list[dict[str, Any]]:
+        """Run the requests greedily, at most `concurrency` at a time, and then until the engine has nothing to do."""
+        deadline = time.monotonic() + limit_s
+        waiting = list(enumerate(requests))[::-1]
+        running: dict[str, dict[str, Any]] = {}
+        results: list[dict[str, Any]] = [{} for _ in requests]
+        while waiting or running:
+            while waiting and len(running) < concurrency:
+                index, request = waiting.pop()
+                result = results[index] = {"start_s": time.monotonic(), "abort_after": request.get("abort_after")}
+                result["id"] = str(self.count)
+                running[str(self.count)] = result
+                result["internal"] = self._add(request)
+                self.count += 1
+            outputs = self.engine.step()
+            now_s = time.monotonic()
+            if now_s > deadline:
+                raise TimeoutError(f"{len(waiting)} requests waited and {len(running)} ran after {limit_s} s")
+            for output in outputs:
+                result = running[output.request_id]
+                (completion,) = output.outputs
+                if completion.token_ids:
+                    result.setdefault("ttft_s", now_s - result["start_s"])
+                aborted = result["abort_after"] is not None and len(completion.token_ids) >= result["abort_after"]
+                if aborted and not output.finished:
+                    self.engine.abort_request([output.request_id])
+                if output.finished or aborted:
+                    del running[output.request_id]
+                    self._finish(result, output, now_s)
+            if not outputs:
+                time.sleep(IDLE_S)
+        self._drain(deadline)
+        return results
+
+    def _add(self, request: dict[str, Any]) -> str:
+        """Give the engine one request; the id by which it knows it."""
+        prompt = request["prompt"]
+        values = {"prompt": prompt} if isinstance(prompt, str) else {"prompt_token_ids": prompt}
+        if request.get("salt"):
+            values["cache_salt"] = request["salt"]
+        extra = {"kv_transfer_params": request["kv_transfer_params"]} if request.get("kv_transfer_params") else None
+        sampling = SamplingParams(
+            temperature=0.0, max_tokens=request["max_tokens"], ignore_eos=True, detokenize=True, extra_args=extra
+        )
+        return self.engine.add_request(str(self.count), values, sampling, lora_request=self._lora(request.get("lora")))
+
+    def _lora(self, folder: str | None) -> LoRARequest | None:
+        """The adapter in this folder; its name is that of the folder, whatever lies in other folders of that name."""
+        if folder is None:
+            return None
+        if folder not in self.loras:
+            self.loras[folder] = LoRARequest(os.path.basename(folder), len(self.loras) + 1, folder)
+        return self.loras[folder]
+
+    def _finish(self, result: dict[str, Any], output: Any, now_s: float) -> None:
+        (completion,) = output.outputs
+        prefill = self.prefills.pop(result.pop("internal"), None)
+        result.pop("abort_after")
+        result["total_s"] = now_s - result.pop("start_s")
+        result["tokens"] = list(completion.token_ids)
+        result["text"] = completion.text
+        result["prompt_tokens"] = len(output.prompt_token_ids)
+        result["finish"] = completion.finish_reason
+        result["kv_transfer_params"] = output.kv_transfer_params
+        result["local_tokens"] = prefill.num_local_cached_tokens if prefill else 0
+        result["external_tokens"] = prefill.num_external_cached_tokens if prefill else 0
+        result["computed_tokens"] = prefill.num_computed_tokens if prefill else 0
+
+    def _drain(self, deadline: float) -> None:
+        """Step until the scheduler keeps no request: a connector may hold the blocks of one that has ended."""
+        while self.scheduler.has_requests():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the scheduler keeps {list(self.scheduler.requests)} for ever")
+            if not self.engine.step():
+                time.sleep(IDLE_S)
+
+    def idle(self, seconds: float) -> None:
+        """Step for this long without requests, as an engine that serves others would."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.engine.step()
+            time.sleep(IDLE_S)
+
+    def tokenize(self, text: str) -> list[int]:
+        return list(self.engine.get_tokenizer().encode(text))
+
+    def blocks(self) -> dict[str, int]:
+        """Blocks of the pool (one is never used), those that are free, and the requests that the scheduler keeps."""
+        pool = self.scheduler.kv_cache_manager.block_pool
+        return {
+            "total": pool.num_gpu_blocks,
+            "free": pool.get_num_free_blocks(),
+            "requests": len(self.scheduler.requests),
+        }
+
+    def groups(self) -> list[dict[str, Any]]:
+        """The groups of KV caches, with their layers."""
+        return [
+            {
+                "kind": type(group.kv_cache_spec).__name__,
+                "block_tokens": group.kv_cache_spec.block_size,
+                "layers": list(group.layer_names),
+            }
+            for group in self.scheduler.kv_cache_config.kv_cache_groups
+        ]
+
+    def metrics(self) -> dict[str, float]:
+        """vLLM's counters and gauges, each summed over its labels."""
+        values: dict[str, float] = {}
+        for metric in self.engine.get_metrics():
+            if hasattr(metric, "value"):
+                values[metric.name] = values.get(metric.name, 0.0) + metric.value
+        return values
+
+    def reset_prefix_cache(self) -> bool:
+        return bool(self.engine.reset_prefix_cache())
+
+    def shutdown(self) -> None:
+        self.engine.engine_core.shutdown()
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever vLLM prints is log
+    driver = Driver(json.loads(sys.argv[1]))
+    print(json.dumps({"answer": "ready"}), file=answers)
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            answer = {"answer": getattr(driver, command.pop("do"))(**command)}
+        except Exception as error:  # the test decides what it means
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers)
+    driver.shutdown()
+
+
+if __name__ == "__main__":
+    main()
