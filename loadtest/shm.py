@@ -5,7 +5,8 @@
 Starts a gateway in a process of its own, attaches, and measures in turn, in one run: what one exchange over a unix
 socket takes between two processes that do nothing, what a grant takes, and loads of 1 to 64 MiB against a memcpy of the
 same bytes into the same buffer. All memory has been touched before. `verified` is what a client gets: copied, each MiB
-held against its digest, and the grant looked at afterwards; `copied` leaves the digests out.
+held against its digest, and the grant looked at afterwards; `copied` leaves the digests out. Then slices of a chunk of
+32 MiB, as ranks load them, against the whole chunk.
 """
 
 from __future__ import annotations
@@ -21,12 +22,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gateway import ACCESS_KEY, BUCKET, SECRET_KEY, Gateway
 
 from kvgate.auth.sigv4 import Credential
+from kvgate.chunk.layout import DATA_START, Layout, Strided
 from kvgate.client.local import Attachment, Grant
 from kvgate.client.sync import Client
 from kvgate.http.deadline import Deadline
@@ -34,6 +37,7 @@ from kvgate.memory.mapping import address_of
 
 MiB = 1 << 20
 SIZES = (1, 4, 32, 64)
+CHUNK = Layout(16, 2, 8, 512, 128, "BF16")
 _PEER = """
 import socket, sys
 sock = socket.socket(fileno=int(sys.argv[1]))
@@ -55,6 +59,7 @@ def measure(
 
     hand_off: p50_us and p99_us of a grant, bare_p50_us of a bare exchange in the same run
     loads:    mib, memcpy_gb_s, verified_gb_s, copied_gb_s, and the ratios of both to memcpy, medians over the rounds
+    slices:   of a chunk of 32 MiB: its name, mib, ms, and the ratio of that to the ms of the whole chunk
     Raises GatewayError where the gateway hands no memory on.
     """
     with Client(url, access_key, secret_key, deadline_s=60) as client:
@@ -65,6 +70,7 @@ def measure(
             return {
                 "hand_off": _hand_off(client, attachment, bucket, rounds, calls),
                 "loads": [_load(client, attachment, bucket, mib, rounds) for mib in SIZES],
+                "slices": _slices(client, attachment, bucket, rounds),
             }
         finally:
             attachment.close()
@@ -135,6 +141,33 @@ def _load(client: Client, attachment: Attachment, bucket: str, mib: int, rounds:
     }
 
 
+def _slices(client: Client, attachment: Attachment, bucket: str, rounds: int) -> list[dict[str, Any]]:
+    client.put(bucket, "shm-chunk", [bytes(DATA_START), os.urandom(MiB) * (CHUNK.nbytes // MiB)])
+    deadline, target = Deadline(600), memoryview(bytearray(DATA_START + CHUNK.nbytes))
+    cuts: dict[str, Strided | None] = {
+        "whole": None,
+        "4 of 16 layers": CHUNK.head_slices(range(4, 8), range(8)).in_file(),
+        "4 of 8 heads": CHUNK.head_slices(range(16), range(4)).in_file(),
+        "1 of 8 heads": CHUNK.head_slices(range(16), range(3, 4)).in_file(),
+    }
+    times: dict[str, list[float]] = {name: [] for name in cuts}
+    for _ in range(rounds * 4):
+        for name, runs in cuts.items():
+            with _granted(attachment.get(bucket, "shm-chunk", deadline)) as grant:
+                times[name].append(_seconds(partial(grant.copy_into, target, deadline, runs)))
+    client.delete(bucket, "shm-chunk")
+    whole = statistics.median(times["whole"])
+    return [
+        {
+            "slice": name,
+            "mib": (CHUNK.nbytes if runs is None else runs.nbytes) / MiB,
+            "ms": round(statistics.median(times[name]) * 1e3, 2),
+            "ratio": round(statistics.median(times[name]) / whole, 2),
+        }
+        for name, runs in cuts.items()
+    ]
+
+
 def _granted(found: Grant | int) -> Grant:
     if not isinstance(found, Grant):
         raise SystemExit(f"the gateway granted nothing: reason {found}")
@@ -166,6 +199,10 @@ def main() -> None:
         print(
             f"{row['mib']:>4} {row['memcpy_gb_s']:>12} {row['verified_gb_s']:>14} {row['verified_ratio']:>6} "
             f"{row['copied_gb_s']:>12} {row['copied_ratio']:>6}"
+        )
+    for row in figures["slices"]:
+        print(
+            f"{row['slice']:>16} {row['mib']:>5.1f} MiB {row['ms']:>7.2f} ms, {row['ratio']:.2f} of the whole chunk's"
         )
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))

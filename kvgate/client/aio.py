@@ -31,6 +31,7 @@ from yarl import URL
 from kvgate.auth.sigv4 import Credential
 from kvgate.chunk.frame import Status
 from kvgate.chunk.key import check_bucket, check_key
+from kvgate.chunk.layout import Layout
 from kvgate.client import loader
 from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
 from kvgate.client.buffers import ReadableBuffer, pieces, readable, writable, writable_each
@@ -215,11 +216,14 @@ class AsyncClient:
         deadline_s: float | None = None,
         *,
         connections: int = loader.CONNECTIONS,
+        layout: Layout | None = None,
+        layers: range | None = None,
+        heads: range | None = None,
     ) -> Loaded:
         return await loader.load_chunks_async(
             self.load_locally,
             self.fetch_chunks,
-            loader.Wanted(bucket, space, hashes, buffers),
+            loader.Wanted(bucket, space, hashes, buffers, loader.cut_of(layout, layers, heads)),
             self._deadline_s if deadline_s is None else deadline_s,
             min(connections, self.max_connections),
         )
@@ -228,9 +232,7 @@ class AsyncClient:
         await self._look_again(deadline)
         if not self._transport.has_memory:
             return 0, False
-        return await _in_thread(
-            deadline, self._transport.load_prefix, wanted.bucket, wanted.space, wanted.hashes, wanted.buffers, deadline
-        )
+        return await _in_thread(deadline, self._transport.load_prefix, wanted, deadline)
 
     async def read_chunks(
         self,
@@ -250,7 +252,8 @@ class AsyncClient:
 
     async def fetch_chunks(self, wanted: loader.Wanted, deadline: Deadline, arrived: loader.Arrived) -> None:
         """See loader.FetchAsync: over one connection to the gateway."""
-        call = self._calls.read(wanted.bucket, wanted.space, wanted.hashes, None, None, deadline.remaining_s())
+        layers, heads = (wanted.cut.layers, wanted.cut.heads) if wanted.cut else (None, None)
+        call = self._calls.read(wanted.bucket, wanted.space, wanted.hashes, layers, heads, deadline.remaining_s())
         reader = FrameReader(
             len(wanted.hashes), wanted.buffers, lambda index, chunk: arrived(index, chunk.status == Status.PRESENT)
         )

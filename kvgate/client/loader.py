@@ -16,13 +16,14 @@ import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from kvgate.chunk.key import ChunkKey, check_bucket
+from kvgate.chunk.layout import DATA_START, Layout, Strided
 from kvgate.client.buffers import writable
 from kvgate.client.values import Loaded
-from kvgate.errors import GatewayError, GatewayUnavailable, InvalidArgument
+from kvgate.errors import GatewayError, GatewayUnavailable, InvalidArgument, LayoutError
 from kvgate.http.deadline import Deadline
 
 _log = logging.getLogger(__name__)
@@ -36,22 +37,38 @@ Arrived = Callable[[int, bool], None]
 
 
 @dataclass(frozen=True, slots=True)
+class Cut:
+    """The slice `kv[layers, :, heads]` of a chunk, in C order.
+
+    runs:         its bytes in the chunk object
+    chunk_nbytes: of the whole object
+    """
+
+    layers: range
+    heads: range
+    runs: Strided
+    chunk_nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """Chunks to fetch.
 
     hashes:  chain hashes of 32 bytes, in order
-    buffers: one a chunk, of exactly its size
+    buffers: one a chunk, of exactly its size, or that of its slice
+    cut:     the slice of each that is wanted; None for whole objects
     """
 
     bucket: str
     space: str
     hashes: Sequence[bytes]
     buffers: Sequence[memoryview]
+    cut: Cut | None = None
 
     def part(self, group: range) -> Wanted:
         """The chunks of one group."""
         part = slice(group.start, group.stop)
-        return Wanted(self.bucket, self.space, self.hashes[part], self.buffers[part])
+        return Wanted(self.bucket, self.space, self.hashes[part], self.buffers[part], self.cut)
 
 
 class Fetch(Protocol):
@@ -74,6 +91,24 @@ Local = Callable[[Wanted, Deadline], tuple[int, bool]]
 """How many leading chunks come without HTTP, and whether the next one is known to be nowhere."""
 
 LocalAsync = Callable[[Wanted, Deadline], Awaitable[tuple[int, bool]]]
+
+
+def cut_of(layout: Layout | None, layers: range | None, heads: range | None) -> Cut | None:
+    """The slice of chunks of this layout, None for all layers or heads; without a layout, None for whole objects.
+
+    Raises InvalidArgument for a slice that there is not.
+    """
+    if layout is None:
+        if layers is not None or heads is not None:
+            raise InvalidArgument("to load layers or heads, give the layout of the space")
+        return None
+    layers = range(layout.layers) if layers is None else layers
+    heads = range(layout.kv_heads) if heads is None else heads
+    try:
+        runs = layout.head_slices(layers, heads)
+    except LayoutError as error:
+        raise InvalidArgument(str(error)) from None
+    return Cut(layers, heads, runs.in_file(), DATA_START + layout.nbytes)
 
 
 def load_chunks(local: Local, fetch: Fetch, wanted: Wanted, deadline_s: float, connections: int) -> Loaded:
@@ -243,4 +278,7 @@ def _checked(wanted: Wanted) -> Wanted:
         raise InvalidArgument(f"{len(wanted.hashes)} chunks for {len(wanted.buffers)} buffers")
     for chunk_hash in wanted.hashes:
         ChunkKey(wanted.space, chunk_hash.hex())
-    return Wanted(wanted.bucket, wanted.space, wanted.hashes, [writable(view) for view in wanted.buffers])
+    buffers = [writable(view) for view in wanted.buffers]
+    if wanted.cut is not None and any(len(view) != wanted.cut.runs.nbytes for view in buffers):
+        raise InvalidArgument(f"the slice of a chunk has {wanted.cut.runs.nbytes} bytes, and a buffer another length")
+    return replace(wanted, buffers=buffers)

@@ -11,6 +11,7 @@ from typing import NoReturn, Self, TypeVar
 from kvgate.auth.sigv4 import Credential
 from kvgate.chunk.frame import Status
 from kvgate.chunk.key import check_bucket, check_key
+from kvgate.chunk.layout import Layout
 from kvgate.client import loader
 from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
 from kvgate.client.buffers import ReadableBuffer, checksum, readable, writable, writable_each
@@ -236,17 +237,22 @@ class Client:
         deadline_s: float | None = None,
         *,
         connections: int = loader.CONNECTIONS,
+        layout: Layout | None = None,
+        layers: range | None = None,
+        heads: range | None = None,
     ) -> Loaded:
         """Which chunks have arrived, complete and verified, in their buffers. See `loader.load_chunks`.
 
-        hashes:      chain hashes of 32 bytes, in order
-        buffers:     one a chunk, of exactly its size
-        connections: used in parallel, at most `max_connections`
+        hashes:        chain hashes of 32 bytes, in order
+        buffers:       one a chunk, of exactly its size, or that of its slice
+        connections:   used in parallel, at most `max_connections`
+        layout:        of the space, to load slices: `kv[layers, :, heads]` of each chunk in C order, without a header
+        layers, heads: of each slice; None is all
         """
         return loader.load_chunks(
             self.load_locally,
             self.fetch_chunks,
-            loader.Wanted(bucket, space, hashes, buffers),
+            loader.Wanted(bucket, space, hashes, buffers, loader.cut_of(layout, layers, heads)),
             self._deadline_s if deadline_s is None else deadline_s,
             min(connections, self.max_connections),
         )
@@ -254,7 +260,7 @@ class Client:
     def load_locally(self, wanted: loader.Wanted, deadline: Deadline) -> tuple[int, bool]:
         """`Transport.load_prefix`."""
         self._look_again(deadline)
-        return self._transport.load_prefix(wanted.bucket, wanted.space, wanted.hashes, wanted.buffers, deadline)
+        return self._transport.load_prefix(wanted, deadline)
 
     def read_chunks(
         self,
@@ -279,7 +285,8 @@ class Client:
 
     def fetch_chunks(self, wanted: loader.Wanted, deadline: Deadline, arrived: loader.Arrived) -> None:
         """See loader.Fetch: over one connection to the gateway."""
-        call = self._calls.read(wanted.bucket, wanted.space, wanted.hashes, None, None, deadline.remaining_s())
+        layers, heads = (wanted.cut.layers, wanted.cut.heads) if wanted.cut else (None, None)
+        call = self._calls.read(wanted.bucket, wanted.space, wanted.hashes, layers, heads, deadline.remaining_s())
         reader = FrameReader(
             len(wanted.hashes), wanted.buffers, lambda index, chunk: arrived(index, chunk.status == Status.PRESENT)
         )

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from kvgate.auth.sigv4 import Credential
+from kvgate.client.loader import Wanted
 from kvgate.client.local import Attachment, Grant
 from kvgate.client.values import LocalWays, Traffic
 from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable
@@ -114,29 +115,29 @@ class Transport:
                 self._retry_s = _RETRY_S
             return self._attachment
 
-    def load_prefix(
-        self, bucket: str, space: str, hashes: Sequence[bytes], views: Sequence[memoryview], deadline: Deadline
-    ) -> tuple[int, bool]:
-        """How many leading chunks were copied into `views`, and whether the next one is known to be nowhere.
+    def load_prefix(self, wanted: Wanted, deadline: Deadline) -> tuple[int, bool]:
+        """How many leading chunks were copied into their buffers, and whether the next one is known to be nowhere.
 
-        A chunk of another size than its view ends the prefix too, for the next way to say why.
+        A chunk of another size ends the prefix too, for the next way to say why.
         """
-        done = 0
+        done, hashes, views, cut = 0, wanted.hashes, wanted.buffers, wanted.cut
+        runs = cut.runs if cut is not None else None
         with self._falling_back():
             while done < len(hashes) and (attachment := self.attachment(deadline)) is not None:
                 asked = hashes[done : done + _CHUNKS_AT_ONCE]
                 wait_s = deadline.remaining_s() * _WAIT_SHARE
-                grants = attachment.get_chunks(bucket, bytes.fromhex(space), asked, deadline, wait_s=wait_s)
+                space = bytes.fromhex(wanted.space)
+                grants = attachment.get_chunks(wanted.bucket, space, asked, deadline, wait_s=wait_s)
                 try:
                     for grant in grants:
                         if not isinstance(grant, Grant):
                             return done, grant == handoff.ABSENT
-                        if grant.nbytes != len(views[done]):
+                        if grant.nbytes != (len(views[done]) if cut is None else cut.chunk_nbytes):
                             return done, False
-                        grant.copy_into(views[done], deadline)
+                        grant.copy_into(views[done], deadline, runs)
                         grant.release()
+                        self.count(SHM, len(views[done]))
                         done += 1
-                        self.count(SHM, grant.nbytes)
                 finally:
                     for grant in grants:
                         if isinstance(grant, Grant):

@@ -11,15 +11,20 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from kvgate.chunk.header import ChunkHeader
 from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.chunk.space import Space
 from kvgate.client.aio import AsyncClient
 from kvgate.client.sync import Client
-from kvgate.errors import GatewayError
+from kvgate.client.values import Loaded
+from kvgate.errors import GatewayError, InvalidArgument
 from tests.client.chunks import SPACE, chunks
 from tests.gateways import ALPHA, RunningGateway
 
@@ -107,6 +112,75 @@ async def test_asyncio_client_uses_memory_too(start_shm) -> None:
         assert (traffic["shm"].transfers, traffic["tcp"].transfers, traffic["unix"].transfers) == (6, 0, 0)
         assert (await client.get(BUCKET, "key")).body == body
         assert client.traffic()["tcp"].transfers == 1
+
+
+@pytest.mark.parametrize("way", ["shm", "unix", "tcp"])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_slices_of_chunks_are_loaded_by_every_way(start_shm, way, kind) -> None:
+    """Heads and layers whose runs begin and end anywhere in a MiB."""
+    gateway = start_shm("unix_socket" if way == "unix" else "shm_socket")
+    space = Space.from_manifest(SPACE.manifest() | {"layers": 12, "chunk_tokens": 96, "head_dim": 100})
+    layout = space.layout
+    hashes, kv = [os.urandom(32) for _ in range(5)], [os.urandom(layout.nbytes) for _ in range(5)]
+    with client_of(gateway) as client:
+        client.put(BUCKET, str(ManifestKey(space.id)), space.canonical_json())
+        for chunk_hash, part in zip(hashes, kv, strict=True):
+            key = str(ChunkKey(space.id, chunk_hash.hex()))
+            client.put(BUCKET, key, [ChunkHeader.encode(space, chunk_hash, bytes(32), 0), part])
+
+    def check(load: Callable[..., Loaded], traffic: Callable[[], Any]) -> None:
+        moved = 0
+        for layers, heads in [
+            *((None, None), (range(3, 7), None), (None, range(2, 5)), (range(11, 12), range(7, 8))),
+            *((range(1, 12), range(8)), (range(12), range(1))),
+        ]:
+            arrays = [np.frombuffer(each, np.uint16).reshape(layout.shape) for each in kv]
+            cut = slice(None) if layers is None else slice(layers.start, layers.stop)
+            some = slice(None) if heads is None else slice(heads.start, heads.stop)
+            expected = [array[cut, :, some].tobytes() for array in arrays]
+            buffers = [memoryview(bytearray(len(expected[0]))) for _ in hashes]
+            got = load(BUCKET, space.id, hashes, buffers, layout=layout, layers=layers, heads=heads)
+            assert got.leading == 5
+            assert [bytes(each) for each in buffers] == expected
+            moved += 5 * len(expected[0])
+            missing = [*hashes[:2], bytes(32), *hashes[2:4]]
+            assert load(BUCKET, space.id, missing, buffers, layout=layout, layers=layers, heads=heads).leading == 2
+            moved += 2 * len(expected[0])
+        assert traffic()[way].nbytes >= moved
+        assert all(count.nbytes == 0 for name, count in traffic().items() if name != way)
+
+    if kind == "sync":
+        with client_of(gateway, local=way != "tcp") as client:
+            client.tenant()
+            check(client.load_chunks, client.traffic)
+            return
+    with asyncio.Runner() as runner:
+        other = AsyncClient(gateway.url, ALPHA.access_key, ALPHA.secret_key, deadline_s=20, local=way != "tcp")
+        runner.run(other.tenant())
+        check(lambda *args, **options: runner.run(other.load_chunks(*args, **options)), other.traffic)
+        runner.run(other.close())
+
+
+def test_slices_that_there_are_not_are_told_before_anything_is_loaded(start_shm) -> None:
+    gateway = start_shm()
+    with client_of(gateway) as client:
+        prompt = store_prompt(client, 2)
+        hashes, layout = [name for name, _ in prompt], SPACE.layout
+        buffers = [memoryview(bytearray(layout.nbytes // layout.layers)) for _ in prompt]
+        for options in (
+            *({"layers": range(1)}, {"heads": range(1)}, {"layout": layout, "layers": range(4, 5)}),
+            *({"layout": layout, "layers": range(0, 2, 2)}, {"layout": layout, "heads": range(0)}),
+            *({"layout": layout}, {"layout": layout, "layers": range(2)}),
+        ):
+            with pytest.raises(InvalidArgument):
+                client.load_chunks(BUCKET, SPACE.id, hashes, buffers, **options)
+        assert client.load_chunks(BUCKET, SPACE.id, hashes, buffers, layout=layout, layers=range(1)).leading == 2
+        another = replace(layout, layers=layout.layers // 2, tokens=layout.tokens * 4)
+        halves = [memoryview(bytearray(another.nbytes)) for _ in prompt]
+        for _ in range(2):
+            client.tenant()
+            got = client.load_chunks(BUCKET, SPACE.id, hashes, halves, layout=another)
+            assert got.leading == 0, "chunks of another size than the layout says are not what is wanted"
 
 
 def test_chunks_on_disk_come_through_memory(start_shm) -> None:

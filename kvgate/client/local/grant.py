@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from awscrt.checksums import crc64nvme
 
+from kvgate.chunk.layout import Strided
+from kvgate.client.local.run_copy import RunCopy
 from kvgate.errors import GatewayError, GatewayUnavailable
 from kvgate.http.deadline import Deadline
 from kvgate.memory import handoff
@@ -76,18 +78,23 @@ class Grant:
                     crc = 0
         self._check(right=digests == self._blocks)
 
-    def copy_into(self, target: memoryview, deadline: Deadline) -> None:
+    def copy_into(self, target: memoryview, deadline: Deadline, runs: Strided | None = None) -> None:
         """Copy the object to the front of `target`, a writable view of bytes, each MiB verified where it arrives.
 
+        runs: copy these bytes of it instead, one run behind the other; they lie within it. See RunCopy
         Raises DeadlineExceeded, GatewayUnavailable when the grant ended meanwhile, GatewayError BadDigest; what is in
         `target` then is undefined.
         """
-        whole = len(self._blocks)
-        helper = self._attachment.copy_thread if self.nbytes >= _SPLIT_NBYTES else None
+        some = RunCopy(self._pieces, self.nbytes, self._blocks, runs) if runs is not None else None
+        whole = len(self._blocks) if some is None else len(some.blocks)
+        helper = self._attachment.copy_thread if whole * BLOCK_NBYTES >= _SPLIT_NBYTES else None
         right = [True, True]
 
         def copy(part: int, first: int, last: int) -> None:
-            right[part] = self._copy_blocks(target, first, last, deadline)
+            if some is None:
+                right[part] = self._copy_blocks(target, first, last, deadline)
+            else:
+                right[part] = some.copy(target, first, last, deadline)
 
         if helper is not None and helper.start(lambda: copy(1, whole // 2, whole)):
             try:

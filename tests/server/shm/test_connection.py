@@ -9,8 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.chunk.layout import Strided
 from kvgate.client.local import Attachment, Grant
 from kvgate.client.sync import Client
 from kvgate.errors import GatewayError, GatewayUnavailable
@@ -66,6 +69,68 @@ def test_object_is_copied_as_it_was_put(start_shm, attach, nbytes) -> None:
         got = client.get(BUCKET, "over-memory")
         assert (got.body, got.info.etag) == (body, etag)
     assert copied(granted(attachment.get(BUCKET, "over-memory", Deadline(5)))) == body
+
+
+def runs_of(data: st.DataObject, nbytes: int) -> Strided:
+    """Runs within `nbytes` bytes, of any size and stride."""
+    size = data.draw(st.sampled_from([3_000, 70_000, 1_500_000]))
+    run_nbytes = data.draw(st.integers(1, size))
+    stride = run_nbytes + data.draw(st.integers(0, size))
+    start = data.draw(st.integers(0, nbytes - run_nbytes))
+    most = (nbytes - start - run_nbytes) // stride + 1
+    return Strided(start, run_nbytes, stride, data.draw(st.integers(1, min(most, 1000))))
+
+
+def test_runs_of_an_object_are_copied_and_nothing_else_is_touched(start_shm, attach) -> None:
+    gateway = start_shm(tiers={"host": {"capacity": "36MiB"}})  # segments of 4.5 MiB: blocks lie in two of them
+    body = os.urandom(20 * MiB + 12_345)
+    with client_of(gateway) as client:
+        client.put(BUCKET, "key", body)
+    attachment = attach(gateway)
+
+    @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(data=st.data())
+    def check(data: st.DataObject) -> None:
+        runs = runs_of(data, len(body))
+        buffer = bytearray(b"\xa5") * (runs.nbytes + 64)
+        with granted(attachment.get(BUCKET, "key", Deadline(30))) as grant:
+            assert any(extent.nbytes % MiB for extent in grant._extents[:-1])
+            grant.copy_into(memoryview(buffer)[: runs.nbytes], Deadline(30), runs)
+        expected = b"".join(body[run.start : run.stop] for run in runs.runs())
+        assert buffer[: runs.nbytes] == expected
+        assert buffer[runs.nbytes :] == b"\xa5" * 64
+
+    check()
+
+
+def test_runs_count_only_if_every_mib_that_they_touch_is_right(start_shm, attach) -> None:
+    """Whoever writes into memory that it has committed spoils its own object: also beside what is asked for."""
+    gateway = start_shm()
+    attachment = attach(gateway)
+    body = os.urandom(4 * MiB)
+    with attachment.reserve(BUCKET, "key", len(body), Deadline(30)) as reservation:
+        reservation.fill([memoryview(body)], Deadline(30))
+        views = reservation.views
+        reservation.commit(Deadline(30))
+    views[0][2 * MiB + 77] ^= 1
+    buffer = memoryview(bytearray(3 * MiB))
+
+    def load(runs: Strided) -> None:
+        with granted(attachment.get(BUCKET, "key", Deadline(5))) as grant:
+            grant.copy_into(buffer[: runs.nbytes], Deadline(5), runs)
+
+    whole = Strided(2 * MiB - 100, 100, 1, 1), Strided(3 * MiB, MiB, 1, 1), Strided(0, 500, 3 * MiB + 1, 2)
+    for runs in whole:
+        load(runs)
+        assert bytes(buffer[: runs.nbytes]) == b"".join(body[run.start : run.stop] for run in runs.runs())
+    for runs in (
+        *(Strided(2 * MiB + 77, 1, 1, 1), Strided(2 * MiB, 10, 1, 1), Strided(3 * MiB - 1, 1, 1, 1)),
+        *(Strided(0, 1, MiB, 4), Strided(2 * MiB - 1, 2, 2, 1), Strided(0, 3 * MiB, 3 * MiB, 1)),
+        *(Strided(2 * MiB - 50, 1, 10, 20), Strided(3 * MiB - 10, 1, 10, 20)),
+    ):
+        with pytest.raises(GatewayError) as raised:
+            load(runs)
+        assert raised.value.code == "BadDigest"
 
 
 def test_views_cannot_be_written(start_shm, attach) -> None:
