@@ -16,6 +16,13 @@ static_assert(sizeof(u16) == 2 && sizeof(u32) == 4 && sizeof(u64) == 8, "the wid
 
 #define KV_INLINE __host__ __device__ __forceinline__
 
+// In front of a loop over an array that shall lie in registers.
+#ifdef __CUDACC__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL
+#endif
+
 // Division by a number that a whole launch shares, as one multiplication: exact for every n < 2^31
 // (Granlund and Montgomery, "Division by invariant integers using multiplication", 1994). kvgate/kernels/divider.py
 // computes the multiplier, 2^32 * (2^shift - divisor) / divisor + 1 with 2^shift >= divisor.

@@ -45,7 +45,7 @@ def kernels_of(name: str) -> dict[str, str]:
 def library(name: str) -> ctypes.CDLL:
     """A source file as a library with one `cpu_<kernel>` a kernel, built once for each text of it."""
     content = source.text(name)
-    together = "__syncthreads" in content or "__shfl" in content
+    together = "__shfl_xor_sync(" in content
     launch = "launch_together" if together else "launch_in_turn"
     doors = "".join(
         f'extern "C" void cpu_{kernel}(unsigned blocks, unsigned threads, const {argument}* argument)'
@@ -54,7 +54,7 @@ def library(name: str) -> ctypes.CDLL:
         for kernel, argument in kernels_of(name).items()
     )
     shim = (HERE / "cuda_on_cpu.h").read_text()
-    flags = ["-O1", "-std=c++20", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-Wall", "-Werror"]
+    flags = ["-O1", "-std=c++20", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Werror"]
     flags += ["-Wno-unused", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
     if os.environ.get("KVGATE_SANITIZE"):
         flags += ["-g", *SANITIZERS]
