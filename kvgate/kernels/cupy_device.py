@@ -81,6 +81,11 @@ class CupyDevice:
         with self._here():
             self._runtime.freeHost(address)
 
+    def clear(self, address: int, nbytes: int, stream: int) -> None:
+        """See Device."""
+        with self._here():
+            self._runtime.memsetAsync(address, 0, nbytes, stream)
+
     def register(self, address: int, nbytes: int) -> None:
         """See Device."""
         with self._here():

@@ -70,6 +70,9 @@ class Device(Protocol):
     def free_host(self, address: int) -> None:
         """Give page-locked memory back."""
 
+    def clear(self, address: int, nbytes: int, stream: int) -> None:
+        """Fill memory of this GPU with zeros, in the order of the stream."""
+
     def register(self, address: int, nbytes: int) -> None:
         """Page-lock host memory that is mapped already, for copies and kernels. Raises DeviceError."""
 
@@ -83,7 +86,10 @@ class Device(Protocol):
         """Give a stream back once what is in it has ended; does not wait for that."""
 
     def copy(self, copies: Sequence[Copy], stream: int) -> None:
-        """Move bytes, in the order of the stream and in any order among themselves. Returns before they have moved."""
+        """Move bytes, in the order of the stream and in any order among themselves. Returns before they have moved.
+
+        Host memory that is not registered is moved too, slowly, and may block this thread until it has been.
+        """
 
     def launch(self, kernel: Kernel, blocks: int, threads: int, argument: ctypes.Structure, stream: int) -> None:
         """Run a kernel with one struct as its argument. Returns before it has run; compiles it at its first use."""

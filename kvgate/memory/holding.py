@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
 
 from kvgate.memory.lease import Lease
 
@@ -14,8 +14,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class Held(Protocol):
+    """A right to use memory, of which there can be shares."""
+
+    def share(self) -> contextlib.AbstractContextManager[object]:
+        """Another such right on the same memory, which ends on exit."""
+
+
 async def run_holding(
-    leases: Lease | Sequence[Lease], executor: Executor, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    leases: Lease | Sequence[Held], executor: Executor, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """What `fn(*args, **kwargs)` returns or raises in a thread of `executor`, with the slots held while it runs.
 

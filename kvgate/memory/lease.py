@@ -21,6 +21,7 @@ from kvgate.memory.allocator import Extent
 
 if TYPE_CHECKING:
     from kvgate.memory.arena import Arena
+    from kvgate.memory.segment import Segment
 
 
 @dataclass(slots=True, eq=False)
@@ -61,6 +62,12 @@ class Lease:
     def extents(self) -> tuple[Extent, ...]:
         """Where the bytes lie, in order; none for a length of 0."""
         return self._open_slot().extents
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """The segment of each extent, in the same order. They stay open while the arena and this lease do."""
+        found = (self._arena.segment(extent.segment_id) for extent in self.extents)
+        return tuple(segment for segment in found if segment is not None)
 
     @property
     def views(self) -> tuple[memoryview, ...]:

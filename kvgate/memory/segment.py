@@ -9,6 +9,7 @@ import fcntl
 import mmap
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 _SEALS = fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
@@ -44,6 +45,8 @@ class Segment:
                 self._map.madvise(advice)
         self.view = memoryview(self._map)
         """All of the segment, writable."""
+        self.before_close: list[Callable[[], None]] = []
+        """Called once, before the mapping ends: by whoever has told a device of these addresses. Must not raise."""
 
     @property
     def fd(self) -> int:
@@ -73,6 +76,7 @@ class Segment:
 
         Views of the memory that are still alive stay valid, and the mapping ends with the last of them.
         """
+        self._tell()
         self.view.release()
         with contextlib.suppress(BufferError):
             self._map.close()
@@ -83,10 +87,15 @@ class Segment:
 
         Takes some 0.2 ms a MiB in small steps, between which other threads can run.
         """
+        self._tell()
         for offset in range(0, self.nbytes, _DISCARD_STEP_NBYTES):
             with contextlib.suppress(OSError):  # then the memory goes with its last mapping
                 self._map.madvise(mmap.MADV_REMOVE, offset, min(_DISCARD_STEP_NBYTES, self.nbytes - offset))
         self.close()
+
+    def _tell(self) -> None:
+        while self.before_close:
+            self.before_close.pop()()
 
 
 def can_populate() -> bool:

@@ -110,6 +110,10 @@ class CpuDevice:
     allocate_host = allocate
     free_host = free
 
+    def clear(self, address: int, nbytes: int, stream: int) -> None:
+        self._check_inside(address, nbytes)
+        ctypes.memset(address, 0, nbytes)
+
     def register(self, address: int, nbytes: int) -> None:
         if any(begin < address + nbytes and address < begin + size for begin, size in self.registrations.items()):
             raise DeviceError("registered already")

@@ -264,13 +264,13 @@ class TestDamage:
 def test_every_code_becomes_every_scale_times_it(kind: Kind) -> None:
     """All 256 codes under scales of every exponent, in every dtype."""
     tokens = 1 + 0x7F80 // 64
-    for dtype in NUMBER:
-        paged = make_pages("LPBTH", {"L": 1, "P": 1, "B": 1, "H": 1, "T": tokens}, 256 * NUMBER[dtype])
+    for dtype, number_nbytes in NUMBER.items():
+        paged = make_pages("LPBTH", {"L": 1, "P": 1, "B": 1, "H": 1, "T": tokens}, 256 * number_nbytes)
         tensors = Tensors(kind, 1, 1, tokens, 256)
         tensors.codes.view(np.uint8)[...] = np.arange(256, dtype=np.uint8)
         if kind is Kind.FP8:
             tensors.codes[tensors.codes & 0x7F == 0x7F] = 0
-        tensors.scales[0, 0, :, 0] = np.arange(0, 0x7F80, 64).tolist() + [0x7F7F]
+        tensors.scales[0, 0, :, 0] = [*range(0, 0x7F80, 64), 0x7F7F]
         tensors.scales[0, 0, :, 1] = tensors.scales[0, 0, :, 0] ^ 1
         device = CpuDevice()
         copies = QuantisedCopies(device, threads=32)
@@ -300,7 +300,13 @@ def test_dtypes_and_places_that_cannot_be_are_refused() -> None:
     with pytest.raises(LayoutError, match="not multiples of their size"):
         plan(Kind.INT8, "BF16", 16, paged.pages, [odd])
     with pytest.raises(LayoutError, match="not multiples of their size"):
-        plan(Kind.INT8, "BF16", 16, make_pages("LPBTH", {"L": 1, "P": 1, "B": 4, "H": 1, "T": 16}, 256, shift=1).pages, [])
+        plan(
+            Kind.INT8,
+            "BF16",
+            16,
+            make_pages("LPBTH", {"L": 1, "P": 1, "B": 4, "H": 1, "T": 16}, 256, shift=1).pages,
+            [],
+        )
     both = make_pages("LPBTH", {"L": 1, "P": 2, "B": 4, "H": 1, "T": 16}, 256).pages
     with pytest.raises(LayoutError, match="pages of 2 parts"):
         plan(Kind.INT8, "BF16", 16, both, [tensors.at(Table([0]))])
