@@ -116,6 +116,17 @@ def test_scales_that_are_never_written_are_refused(scale: int) -> None:
         quantise.int4_decode(codes[:, :2].view(np.uint8), scales, np.zeros((1, 1), np.uint16), -1, "F32", out)
 
 
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_zeros_of_either_sign_are_kept_as_zeros_in_int4(axis: int) -> None:
+    numbers = np.full((4, 4), -0.0, np.float32)
+    shape = (4, 1) if axis == -1 else (1, 4)
+    codes, scales, lows = np.empty((4, 2), np.uint8), np.empty(shape, np.uint16), np.empty(shape, np.uint16)
+    quantise.int4_encode(numbers, "F32", axis, codes, scales, lows)
+    out = np.empty_like(numbers)
+    quantise.int4_decode(codes, scales, lows, axis, "F32", out)
+    assert not out.view(np.uint32).any()
+
+
 def test_golden_bits() -> None:
     generator = np.random.default_rng(35)
     numbers = (generator.integers(0, 2**16, (2, 70, 136), dtype=np.uint16) & np.uint16(0xBFFF)) % np.uint16(0xFF80)

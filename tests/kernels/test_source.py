@@ -51,14 +51,13 @@ def nvrtc() -> Any:
     pytest.skip("nvidia-cuda-nvrtc is not installed")
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", source.names())
-def test_every_kernel_compiles_with_nvrtc_and_no_header(name: str, architecture: str) -> None:
+def test_every_kernel_compiles_with_nvrtc_and_no_header(name: str) -> None:
     library = nvrtc()
     program = ctypes.c_void_p()
     text = source.text(name).encode()
     assert library.nvrtcCreateProgram(ctypes.byref(program), text, name.encode(), 0, None, None) == 0
-    options = [f"--gpu-architecture=sm_{architecture}", *source.OPTIONS]
+    options = ["--gpu-architecture=sm_90", *source.OPTIONS]
     listed = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
     status = library.nvrtcCompileProgram(program, len(options), listed)
     nbytes = ctypes.c_size_t()
