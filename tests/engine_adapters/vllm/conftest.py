@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine_adapters.vllm.engine import Engine, Server, VLLMProcess, why_unavailable
+from tests.engine_adapters.vllm.engine import Engine, Server, why_unavailable
 
 SHARED_ENGINES = 2
 
@@ -18,7 +18,7 @@ SHARED_ENGINES = 2
 def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
     """An engine with these arguments, started by the first test that wants it: use prompts of your own.
 
-    The start takes most of a test's time. Few run at a time: the one that was not used for longest is ended.
+    Few run at a time: the one that was not used for longest is ended.
     """
     _skip_without_vllm()
     running: dict[str, Engine] = {}
@@ -27,7 +27,7 @@ def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
     def engine(model: Path, **arguments: Any) -> Engine:
         key = json.dumps([str(model), arguments], sort_keys=True)
         found = running.pop(key, None)
-        if found is not None and found.process.poll() is not None:
+        if found is not None and not found.is_running:
             found = None  # a test has ended it
         if found is None:
             while len(running) >= SHARED_ENGINES:
@@ -53,11 +53,11 @@ def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield from _starter(Server, tmp_path)
 
 
-def _starter(kind: type[VLLMProcess], folder: Path) -> Iterator[Callable[..., Any]]:
+def _starter(kind: type[Engine] | type[Server], folder: Path) -> Iterator[Callable[..., Any]]:
     _skip_without_vllm()
-    started: list[VLLMProcess] = []
+    started: list[Engine | Server] = []
 
-    def start(model: Path, **arguments: Any) -> VLLMProcess:
+    def start(model: Path, **arguments: Any) -> Engine | Server:
         started.append(kind(folder / f"{kind.__name__.lower()}{len(started)}.log", model, **arguments))
         return started[-1]
 

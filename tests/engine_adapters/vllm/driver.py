@@ -1,19 +1,25 @@
-"""vLLM's engine in a process that a test commands: a JSON object a line on stdin, an answer a line on stdout.
+"""vLLM's engine in processes that a test commands: a JSON object a line, one command or one answer.
 
-    driver.py '{"model": "…", "max_model_len": 2048, …}'
+    driver.py SOCKET
 
-Runs in the environment that `.ci/vllm` makes; `engine.py` is the other end. The arguments are those of vLLM's
-`EngineArgs`. The engine's core and its scheduler are in this process, so that the answers can tell how many blocks are
-free and what each request found in which cache.
+Runs in the environment that `.ci/vllm` makes; `engine.py` is the other end. It imports vLLM, which takes most of an
+engine's start, and then forks an engine for every connection to SOCKET, until stdin ends. The first line of a
+connection says where its process belongs, and the engine ends with the connection. Its core and its scheduler are in
+that process, so that the answers can tell how many blocks are free and what each request found in which cache.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import select
+import signal
+import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 from vllm import EngineArgs, SamplingParams
@@ -21,12 +27,24 @@ from vllm.lora.request import LoRARequest
 from vllm.v1.engine.llm_engine import LLMEngine
 
 IDLE_S = 0.001
+IMPORTED_LATER = (
+    "vllm.v1.worker.cpu_worker",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.attention.backends.cpu_attn",
+    "vllm.model_executor.models.llama",
+    "vllm.model_executor.models.gemma3",
+    "vllm.model_executor.models.deepseek_v2",
+    "vllm.distributed.kv_transfer.kv_connector.v1",
+    "vllm.distributed.kv_transfer.kv_connector.factory",
+)
+"""What vLLM would import when an engine starts."""
 
 
 class Driver:
     """Its public methods are the commands."""
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
+    def start(self, arguments: dict[str, Any]) -> None:
+        """The first of them. The arguments are those of vLLM's `EngineArgs`."""
         self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         self.scheduler = self.engine.engine_core.engine_core.scheduler
         self.loras: dict[str, LoRARequest] = {}
@@ -164,20 +182,52 @@ class Driver:
         self.engine.engine_core.shutdown()
 
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever vLLM prints is log
-    driver = Driver(json.loads(sys.argv[1]))
-    print(json.dumps({"answer": "ready"}), file=answers)
-    for line in sys.stdin:
+def run_engine(connection: socket.socket) -> None:
+    """Be the engine of this connection until it ends."""
+    lines = connection.makefile("rb")
+    place = json.loads(lines.readline())
+    log = os.open(place["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.chdir(os.path.dirname(place["log"]))
+    os.environ.update(place["environment"])
+    driver = Driver()
+    _answer(connection, os.getpid)
+    for line in lines:
         command = json.loads(line)
-        try:
-            answer = {"answer": getattr(driver, command.pop("do"))(**command)}
-        except Exception as error:  # the test decides what it means
-            traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), file=answers)
-    driver.shutdown()
+        _answer(connection, getattr(driver, command.pop("do")), **command)
+    _answer(connection, driver.shutdown)
+
+
+def _answer(connection: socket.socket, work: Callable[..., Any], **arguments: Any) -> None:
+    """Send what the work returns, or what it raises: the test decides what that means."""
+    try:
+        answer = {"answer": work(**arguments)}
+    except Exception as error:
+        traceback.print_exc()
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    connection.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def main() -> None:
+    for name in IMPORTED_LATER:
+        importlib.import_module(name)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(sys.argv[1])
+        listener.listen()
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the engines
+        while sys.stdin not in select.select([sys.stdin, listener], [], [])[0]:
+            connection, _ = listener.accept()
+            if os.fork() == 0:
+                try:
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                    os.setsid()  # so that the test can end it with all that it starts
+                    listener.close()
+                    run_engine(connection)
+                finally:
+                    os._exit(0)
+            connection.close()
 
 
 if __name__ == "__main__":

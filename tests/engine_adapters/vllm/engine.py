@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
 import select
 import signal
+import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from tests.gateways import ALPHA, Credential, RunningGateway, free_port
 
@@ -99,35 +103,6 @@ class Result:
     kv_transfer_params: dict[str, Any] | None = None
 
 
-class VLLMProcess:
-    """A process in vLLM's environment. What it writes goes to a log of its own."""
-
-    def __init__(self, log: Path, *arguments: str, **environment: str) -> None:
-        self.log = log
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [str(ENVIRONMENT / "bin" / "python"), *arguments],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE if log.suffix != ".server" else output,
-                stderr=output,
-                cwd=log.parent,
-                env=os.environ | process_environment() | environment,
-                start_new_session=True,  # so that `kill` also ends what it starts
-            )
-
-    def kill(self) -> None:
-        """SIGKILL for it and what it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
-        self.process.wait()
-
-    def failure(self, what: str) -> AssertionError:
-        return AssertionError(f"{what}:\n{self.log.read_text(errors='replace')[-6000:]}")
-
-
 def process_environment() -> dict[str, str]:
     return {
         "PYTHONPATH": str(REPOSITORY),  # the adapters of this tree, wherever the environment was made
@@ -140,18 +115,110 @@ def process_environment() -> dict[str, str]:
     }
 
 
-class Engine(VLLMProcess):
-    """vLLM's engine. It starts in the background; the first command waits for it."""
+class VLLMProcess:
+    """A Python process in vLLM's environment. What it writes goes to a log of its own."""
 
-    def __init__(self, log: Path, model: Path, **arguments: Any) -> None:
+    def __init__(self, log: Path, *arguments: str, **environment: str) -> None:
+        self.log = log
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [str(ENVIRONMENT / "bin" / "python"), *arguments],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                cwd=log.parent,
+                env=os.environ | process_environment() | environment,
+                start_new_session=True,  # so that `kill` also ends what it starts
+            )
+
+    def kill(self) -> None:
+        """SIGKILL for it and what it started."""
+        kill_group(self.process.pid)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+    def failure(self, what: str) -> AssertionError:
+        return failure(what, self.log)
+
+
+def kill_group(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def failure(what: str, log: Path) -> AssertionError:
+    return AssertionError(f"{what}:\n{log.read_text(errors='replace')[-6000:]}" if log.exists() else what)
+
+
+class Importer(VLLMProcess):
+    """The process that has imported vLLM and forks the engines; see driver.py."""
+
+    def __init__(self) -> None:
+        self.folder = tempfile.TemporaryDirectory(prefix="vllm-")
+        self.socket = Path(self.folder.name, "engines")
+        super().__init__(Path(self.folder.name, "log"), str(HERE / "driver.py"), str(self.socket))
+        atexit.register(self.kill)
+
+    def connect(self) -> socket.socket:
+        """A connection that is going to be an engine."""
+        deadline = time.monotonic() + START_S
+        connection = socket.socket(socket.AF_UNIX)
+        while True:
+            try:
+                connection.connect(str(self.socket))
+                return connection
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise self.failure("vLLM could not be imported") from None
+                time.sleep(0.05)
+
+
+@functools.cache
+def importer() -> Importer:
+    """The one of this process, which ends with it."""
+    return Importer()
+
+
+class Engine:
+    """vLLM's engine in a process of its own. It starts in the background; the first command waits for it."""
+
+    def __init__(self, log: Path, model: Path, environment: dict[str, str] | None = None, **arguments: Any) -> None:
+        self.log = log
         self.arguments = engine_arguments(model, **arguments)
-        self.ready = False
-        super().__init__(log, str(HERE / "driver.py"), json.dumps(self.arguments))
+        self._connection = importer().connect()
+        self._answers = self._connection.makefile("rb")
+        self._write({"log": str(log), "environment": environment or {}})
+        self.pid: int = self._answer(ANSWER_S)
+        self._write({"do": "start", "arguments": self.arguments})
+        self._is_ready = False
 
     def wait_until_ready(self) -> None:
-        if not self.ready:
+        if not self._is_ready:
             self._answer(START_S)
-            self.ready = True
+            self._is_ready = True
+
+    @property
+    def is_running(self) -> bool:
+        return Path(f"/proc/{self.pid}").exists()
+
+    def kill(self) -> None:
+        """SIGKILL for it and what it started."""
+        kill_group(self.pid)
+        self._wait_for_end()
+        self._answers.close()
+        self._connection.close()
+
+    def close(self) -> None:
+        """End it in good order, with all that its connector has to do at the end."""
+        self.wait_until_ready()
+        self._connection.shutdown(socket.SHUT_WR)
+        self._answer(ANSWER_S)
+        self._wait_for_end()
+
+    def _wait_for_end(self) -> None:
+        while self.is_running:
+            time.sleep(0.01)
 
     def generate(self, requests: Sequence[Request], concurrency: int = 1, limit_s: float = REQUESTS_S) -> list[Result]:
         """What the requests give, in their order, once the engine has nothing more to do for them."""
@@ -190,40 +257,25 @@ class Engine(VLLMProcess):
         """Forget the KV in the engine itself, so that what is asked next comes from elsewhere."""
         assert self._ask("reset_prefix_cache") is True
 
-    def close(self) -> None:
-        """End it in good order, with all that its connector has to do at the end."""
-        self.wait_until_ready()
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        try:
-            status = self.process.wait(ANSWER_S)
-        except subprocess.TimeoutExpired:
-            raise self.failure("the engine did not end") from None
-        if status:
-            raise self.failure(f"the engine ended with {status}")
-
     def _ask(self, do: str, **arguments: Any) -> Any:
         self._send(do, **arguments)
         return self._answer(ANSWER_S)
 
     def _send(self, do: str, **arguments: Any) -> None:
         self.wait_until_ready()
-        self._pipe(self.process.stdin).write(json.dumps({"do": do} | arguments).encode() + b"\n")
-        self._pipe(self.process.stdin).flush()
+        self._write({"do": do} | arguments)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._connection.sendall(json.dumps(line).encode() + b"\n")
 
     def _answer(self, within_s: float) -> Any:
-        answers = self._pipe(self.process.stdout)
-        line = answers.readline() if select.select([answers], [], [], within_s)[0] else b""
+        line = self._answers.readline() if select.select([self._connection], [], [], within_s)[0] else b""
         if not line:
-            raise self.failure(f"no answer from the engine within {within_s} s (status {self.process.poll()})")
+            raise failure(f"no answer from the engine within {within_s} s", self.log)
         answer = json.loads(line)
         if "error" in answer:
-            raise self.failure(answer["error"])
+            raise failure(answer["error"], self.log)
         return answer["answer"]
-
-    def _pipe(self, pipe: IO[bytes] | None) -> IO[bytes]:
-        assert pipe is not None
-        return pipe
 
 
 class Server(VLLMProcess):
@@ -239,7 +291,7 @@ class Server(VLLMProcess):
             else:
                 options += [flag, json.dumps(value) if isinstance(value, dict) else str(value)]
         super().__init__(
-            log.with_suffix(".server"),
+            log,
             *("-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(self.port)),
             *options,
         )
