@@ -45,7 +45,9 @@ class Driver:
 
     def start(self, arguments: dict[str, Any]) -> None:
         """The first of them. The arguments are those of vLLM's `EngineArgs`."""
-        self.engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
+        config = EngineArgs(**arguments).create_engine_config()
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"  # so that ranks need not import vLLM either
+        self.engine = LLMEngine.from_vllm_config(config)
         self.scheduler = self.engine.engine_core.engine_core.scheduler
         self.loras: dict[str, LoRARequest] = {}
         self.count = 0
