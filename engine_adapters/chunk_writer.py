@@ -6,8 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.chunk.key import ManifestKey
 from kvgate.chunk.space import Space
+from kvgate.client.answer import CHUNK_IS_THERE
 from kvgate.client.buffers import ReadableBuffer
 from kvgate.client.sync import Client
 from kvgate.client.values import Slice
@@ -16,7 +17,6 @@ from kvgate.errors import GatewayError
 _ATTEMPTS = 3
 _OVERLOAD_PAUSE_S = 1.0
 _SLOW_DOWN = 503
-_HELD_ALREADY = frozenset({"PreconditionFailed", "ImmutableConflict"})
 _WORTH_ANOTHER = frozenset({"SlowDown", "UnknownSpace", "NoSuchReservation"})
 
 
@@ -36,13 +36,10 @@ class ChunkWriter:
 
     def put(self, space: Space, chunk_hash: bytes, body: ReadableBuffer | Sequence[ReadableBuffer]) -> bool:
         """Store a whole chunk object; False when the gateway has one of this name already."""
-        key = str(ChunkKey(space.id, chunk_hash.hex()))
-
-        def put() -> bool:
-            self._client.put(self._bucket, key, body, if_none_match=True, deadline_s=self._deadline_s)
-            return True
-
-        return self._attempt(space, put)
+        return self._attempt(
+            space,
+            lambda: self._client.put_chunk(self._bucket, space.id, chunk_hash, body, deadline_s=self._deadline_s),
+        )
 
     def write_slice(
         self, space: Space, chunk_hash: bytes, parent: bytes, first_token: int, part: Slice, writer: str
@@ -71,7 +68,7 @@ class ChunkWriter:
                 self._put_manifest(space)
                 return store()
             except GatewayError as error:
-                if error.code in _HELD_ALREADY:
+                if error.code in CHUNK_IS_THERE:
                     return False
                 if attempt == _ATTEMPTS - 1 or error.code not in _WORTH_ANOTHER:
                     raise

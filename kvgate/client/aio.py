@@ -30,10 +30,10 @@ from yarl import URL
 
 from kvgate.auth.sigv4 import Credential
 from kvgate.chunk.frame import Status
-from kvgate.chunk.key import check_bucket, check_key
+from kvgate.chunk.key import ChunkKey, check_bucket, check_key
 from kvgate.chunk.layout import Layout
 from kvgate.client import loader
-from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
+from kvgate.client.answer import CHUNK_IS_THERE, MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
 from kvgate.client.buffers import ReadableBuffer, pieces, readable, writable, writable_each
 from kvgate.client.call import Call, Calls
 from kvgate.client.download import Download
@@ -382,8 +382,9 @@ class AsyncClient:
         check_key(key)
         deadline = Deadline(self._deadline_s if deadline_s is None else deadline_s)
         await self._look_again(deadline)
-        if content_type is None and not metadata and not if_none_match and self._transport.has_memory:
-            etag = await _in_thread(deadline, self._transport.put, bucket, key, body, deadline)
+        if content_type is None and not metadata and self._transport.has_memory:
+            put = self._transport.put
+            etag = await _in_thread(deadline, put, bucket, key, body, deadline, first=if_none_match)
             if etag is not None:
                 return etag
         async with self._limit(deadline.remaining_s()):
@@ -392,6 +393,24 @@ class AsyncClient:
             etag = await self._ask(call)
         self._transport.count(self._way, sum(map(len, body)))
         return etag
+
+    async def put_chunk(
+        self,
+        bucket: str,
+        space: str,
+        chunk_hash: bytes,
+        views: ReadableBuffer | Sequence[ReadableBuffer],
+        *,
+        deadline_s: float | None = None,
+    ) -> bool:
+        key = str(ChunkKey(space, chunk_hash.hex()))
+        try:
+            await self.put(bucket, key, views, if_none_match=True, deadline_s=deadline_s)
+        except GatewayError as error:
+            if error.code not in CHUNK_IS_THERE:
+                raise
+            return False
+        return True
 
     async def head(self, bucket: str, key: str, *, deadline_s: float | None = None) -> ObjectInfo:
         return await self._perform(self._calls.head(bucket, key), deadline_s)

@@ -48,6 +48,9 @@ from kvgate.messages import Headers
 MAX_ANSWER_NBYTES = 16 << 20
 """The longest answer that is read, other than the body of an object."""
 
+CHUNK_IS_THERE = frozenset({"PreconditionFailed", "ImmutableConflict"})
+"""Refusals of a chunk of whose name the gateway has one already."""
+
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,1024}")
 _META = "x-amz-meta-"
 

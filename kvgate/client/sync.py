@@ -10,10 +10,10 @@ from typing import NoReturn, Self, TypeVar
 
 from kvgate.auth.sigv4 import Credential
 from kvgate.chunk.frame import Status
-from kvgate.chunk.key import check_bucket, check_key
+from kvgate.chunk.key import ChunkKey, check_bucket, check_key
 from kvgate.chunk.layout import Layout
 from kvgate.client import loader
-from kvgate.client.answer import MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
+from kvgate.client.answer import CHUNK_IS_THERE, MAX_ANSWER_NBYTES, Answer, malformed, refuses_token
 from kvgate.client.buffers import ReadableBuffer, checksum, readable, writable, writable_each
 from kvgate.client.call import Call, Calls
 from kvgate.client.download import Download
@@ -453,9 +453,9 @@ class Client:
         body = readable(views)
         check_bucket(bucket)
         check_key(key)
-        if content_type is None and not metadata and not if_none_match:
+        if content_type is None and not metadata:
             self._look_again(deadline)
-            etag = self._transport.put(bucket, key, body, deadline)
+            etag = self._transport.put(bucket, key, body, deadline, first=if_none_match)
             if etag is not None:
                 return etag
         call = self._calls.put(bucket, key, body, checksum(body), content_type, metadata, if_none_match)
@@ -467,6 +467,28 @@ class Client:
         etag = call.read(answer)
         self._transport.count(UNIX if connection.is_local else TCP, sum(map(len, body)))
         return etag
+
+    def put_chunk(
+        self,
+        bucket: str,
+        space: str,
+        chunk_hash: bytes,
+        views: ReadableBuffer | Sequence[ReadableBuffer],
+        *,
+        deadline_s: float | None = None,
+    ) -> bool:
+        """Store a whole chunk object; False when one of this name is there already, whatever its bytes.
+
+        views: its header, as `ChunkHeader.encode` makes it, and its KV; copied once at most, by the fastest way
+        The bytes are not sent, or copied, where the gateway knows beforehand that it has the chunk.
+        """
+        try:
+            self.put(bucket, str(ChunkKey(space, chunk_hash.hex())), views, if_none_match=True, deadline_s=deadline_s)
+        except GatewayError as error:
+            if error.code not in CHUNK_IS_THERE:
+                raise
+            return False
+        return True
 
     def head(self, bucket: str, key: str, *, deadline_s: float | None = None) -> ObjectInfo:
         """What the gateway says of an object. GatewayError 404 when there is none."""

@@ -158,9 +158,12 @@ class Transport:
                             return found.nbytes
         return None
 
-    def put(self, bucket: str, key: str, views: Sequence[memoryview], deadline: Deadline) -> str | None:
+    def put(
+        self, bucket: str, key: str, views: Sequence[memoryview], deadline: Deadline, *, first: bool = False
+    ) -> str | None:
         """The entity tag of an object that was stored; None to go another way.
 
+        first: only where there is no such object
         Raises GatewayError for a refusal that another way would meet too, and DeadlineExceeded.
         """
         nbytes = sum(map(len, views))
@@ -168,7 +171,7 @@ class Transport:
             attachment = self.attachment(deadline)
             if attachment is None or not nbytes:
                 return None
-            with attachment.reserve(bucket, key, nbytes, deadline) as reservation:
+            with attachment.reserve(bucket, key, nbytes, deadline, first=first) as reservation:
                 reservation.fill(views, deadline)
                 etag = reservation.commit(deadline)
         except DeadlineExceeded:

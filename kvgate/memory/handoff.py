@@ -10,7 +10,8 @@ All numbers are little-endian, every length is bounded, and a frame that is not 
     GET           wait_ms u32, bucket u16, key u16 (lengths), bucket, key        count 1
                   or, with a key length of 0: bucket, space 32 bytes, count hashes of 32 bytes
     RELEASE       count grants, u64 each; has no answer. Their words in the returns do the same, a little later
-    RESERVE       nbytes u64, bucket u16, key u16 (lengths), bucket, key         count 1
+    RESERVE       nbytes u64, bucket u16, key u16 (lengths), bucket, key         count 1, flags: FIRST when there must
+                                                                                 be no such object, then and at COMMIT
     COMMIT, ABORT reservation u64
     PING
 
@@ -46,7 +47,7 @@ MAX_FRAME_NBYTES = 64 << 10
 MAX_HASHES = 256
 """Chunks that one GET may ask for."""
 
-WRITE = MORE = 1
+WRITE = MORE = FIRST = 1
 
 ATTACH, GET, RELEASE, RESERVE, COMMIT, ABORT, PING = range(1, 8)
 HELLO, ATTACHED, SEGMENT, GONE, GRANTS, RESERVED, DONE, ERROR = range(129, 137)
@@ -160,9 +161,11 @@ def decode_numbers(frame: bytes, count: int) -> tuple[int, ...]:
     return struct.unpack_from(f"<{count}Q", frame, HEAD_NBYTES)
 
 
-def encode_reserve(request: int, bucket: str, key: str, nbytes: int) -> bytes:
+def encode_reserve(request: int, bucket: str, key: str, nbytes: int, *, first: bool = False) -> bytes:
     bucket_name, key_name = bucket.encode(), key.encode()
-    head = _HEAD.pack(RESERVE, 0, 1, request) + _RESERVE.pack(nbytes, len(bucket_name), len(key_name))
+    head = _HEAD.pack(RESERVE, FIRST if first else 0, 1, request) + _RESERVE.pack(
+        nbytes, len(bucket_name), len(key_name)
+    )
     return head + bucket_name + key_name
 
 

@@ -20,6 +20,7 @@ import pytest
 
 from kvgate.chunk.header import ChunkHeader
 from kvgate.chunk.key import ChunkKey, ManifestKey
+from kvgate.chunk.layout import DATA_START
 from kvgate.chunk.space import Space
 from kvgate.client.aio import AsyncClient
 from kvgate.client.sync import Client
@@ -158,6 +159,55 @@ def test_slices_of_chunks_are_loaded_by_every_way(start_shm, way, kind) -> None:
         other = AsyncClient(gateway.url, ALPHA.access_key, ALPHA.secret_key, deadline_s=20, local=way != "tcp")
         runner.run(other.tenant())
         check(lambda *args, **options: runner.run(other.load_chunks(*args, **options)), other.traffic)
+        runner.run(other.close())
+
+
+@pytest.mark.parametrize("local", [True, False])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_chunk_is_stored_once_and_its_bytes_are_not_sent_again(start_shm, local, kind) -> None:
+    gateway = start_shm()
+    with client_of(gateway) as client:
+        prompt = store_prompt(client, 1)
+        fresh = chunks(client.tenant().salt, 2)[1]
+
+    def check(client: Any) -> None:
+        client.tenant()
+        way = "shm" if local else "tcp"
+
+        def stored(body: bytes, name: bytes = fresh[0]) -> bool:
+            views = [body[:DATA_START], memoryview(body)[DATA_START:]]
+            return bool(client.put_chunk(BUCKET, SPACE.id, name, views))
+
+        assert stored(fresh[1])
+        assert client.traffic()[way] == (1, len(fresh[1]))
+        another = fresh[1][:-1] + bytes([fresh[1][-1] ^ 1])
+        assert not stored(fresh[1])
+        assert not stored(another), "the first one wins, whatever the other is"
+        assert not stored(prompt[0][1], prompt[0][0])
+        assert client.traffic()[way] == (1, len(fresh[1]))
+        with pytest.raises(GatewayError) as raised:
+            stored(fresh[1], bytes(32))
+        assert raised.value.code == "InvalidChunk"
+        with pytest.raises(GatewayError) as raised:
+            client.put_chunk(BUCKET, "ab" * 32, fresh[0], fresh[1])
+        assert raised.value.code == "UnknownSpace"
+        assert client.get(BUCKET, str(ChunkKey(SPACE.id, fresh[0].hex()))).body == fresh[1]
+
+    if kind == "sync":
+        with client_of(gateway, local=local) as client:
+            check(client)
+        return
+
+    class Blocking:
+        """The asyncio client, call by call."""
+
+        def __getattr__(self, name: str) -> Any:
+            attribute = getattr(other, name)
+            return attribute if name == "traffic" else lambda *args, **options: runner.run(attribute(*args, **options))
+
+    with asyncio.Runner() as runner:
+        other = AsyncClient(gateway.url, ALPHA.access_key, ALPHA.secret_key, deadline_s=20, local=local)
+        check(Blocking())
         runner.run(other.close())
 
 

@@ -26,7 +26,10 @@ def test_frames_of_the_engine_come_back_as_they_were_sent() -> None:
     frame = handoff.encode_get_chunks(8, "bucket", b"\xab" * 32, HASHES, 0)
     keys = [f"kv/{'ab' * 32}/{chunk_hash.hex()}" for chunk_hash in HASHES]
     assert handoff.decode_get(frame, handoff.head_of(frame)[2]) == (0, "bucket", keys)
-    assert handoff.decode_reserve(handoff.encode_reserve(9, "bucket", "key", 1 << 40)) == (1 << 40, "bucket", "key")
+    for first in (False, True):
+        frame = handoff.encode_reserve(9, "bucket", "key", 1 << 40, first=first)
+        assert handoff.decode_reserve(frame) == (1 << 40, "bucket", "key")
+        assert handoff.head_of(frame) == (handoff.RESERVE, handoff.FIRST if first else 0, 1, 9)
     assert handoff.decode_numbers(handoff.encode_numbers(handoff.RELEASE, 0, [1, 1 << 63]), 2) == (1, 1 << 63)
     date, proof = "20260127T100000Z", "AWS4-HMAC-SHA256 …"
     assert handoff.decode_attach(handoff.encode_attach(1, date, proof, write=True)) == (date, proof)

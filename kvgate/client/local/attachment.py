@@ -111,9 +111,12 @@ class Attachment:
             self._ask(lambda number: handoff.encode_get_chunks(number, bucket, space, hashes, wait_ms), deadline)
         )
 
-    def reserve(self, bucket: str, key: str, nbytes: int, deadline: Deadline) -> Reservation:
-        """Memory for an object of `nbytes`, at least one."""
-        frames = self._ask(lambda number: handoff.encode_reserve(number, bucket, key, nbytes), deadline)
+    def reserve(self, bucket: str, key: str, nbytes: int, deadline: Deadline, *, first: bool = False) -> Reservation:
+        """Memory for an object of `nbytes`, at least one.
+
+        first: only where there is no such object: else GatewayError PreconditionFailed, now or from `commit`
+        """
+        frames = self._ask(lambda number: handoff.encode_reserve(number, bucket, key, nbytes, first=first), deadline)
         try:
             number, nbytes, extents = handoff.decode_reserved(frames[0])
         except MalformedFrame as error:

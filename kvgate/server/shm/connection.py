@@ -128,7 +128,8 @@ class Connection:
             for number in handoff.decode_numbers(frame, items):
                 attached.grants.release(number)
         elif kind == handoff.RESERVE:
-            self._start(request, self._reserve(attached, request, *handoff.decode_reserve(frame)))
+            first = bool(flags & handoff.FIRST)
+            self._start(request, self._reserve(attached, request, *handoff.decode_reserve(frame), first=first))
         elif kind in (handoff.COMMIT, handoff.ABORT):
             numbers = handoff.decode_numbers(frame, items)
             if len(numbers) != 1:
@@ -274,13 +275,15 @@ class Connection:
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
-    async def _reserve(self, attached: _Attached, request: int, nbytes: int, bucket: str, key: str) -> None:
+    async def _reserve(
+        self, attached: _Attached, request: int, nbytes: int, bucket: str, key: str, *, first: bool
+    ) -> None:
         if not attached.writes:
             raise AccessDenied("this connection was attached for reading only")
         self._listener.store.rates.requests.take(attached.tenant.name)
         attached.access.check(attached.tenant, bucket, key, "s3:PutObject", _NO_QUERY)
         deadline = self._loop.time() + self._listener.lease_s
-        number, write = await attached.reservations.reserve(bucket, key, nbytes, deadline)
+        number, write = await attached.reservations.reserve(bucket, key, nbytes, deadline, first=first)
         try:
             self._introduce_all(attached, attached.reservations.owner, write.extents)
             answer = handoff.encode_reserved(request, number, nbytes, write.extents)

@@ -10,12 +10,14 @@ Invariants
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kvgate.auth.tenants import Tenant
-from kvgate.errors import InvalidArgument, NoSuchLease, Overloaded
+from kvgate.errors import InvalidArgument, NoSuchKey, NoSuchLease, Overloaded, PreconditionFailed
 from kvgate.store.store import Store
 from kvgate.store.write import Write
+from kvgate.tiers.base import Record
 
 MAX_RESERVATIONS = 64
 _ATTRIBUTES = {"content-type": "application/octet-stream"}
@@ -23,9 +25,10 @@ _ATTRIBUTES = {"content-type": "application/octet-stream"}
 
 @dataclass(slots=True)
 class Reservation:
-    """`write` is None until memory has been found."""
+    """`write` is None until memory has been found. first: there must be no such object when it becomes visible"""
 
     deadline: float
+    first: bool = False
     write: Write | None = None
 
 
@@ -40,14 +43,23 @@ class Reservations:
         self._next = 0
         self._closed = False
 
-    async def reserve(self, bucket: str, key: str, nbytes: int, deadline: float) -> tuple[int, Write]:
-        """A slot for an object, under a number of its own. Raises Overloaded, and what `Store.open_write` names."""
+    async def reserve(
+        self, bucket: str, key: str, nbytes: int, deadline: float, *, first: bool = False
+    ) -> tuple[int, Write]:
+        """A slot for an object, under a number of its own.
+
+        first: only where there is no such object, now and when it is to be visible: else PreconditionFailed
+        Raises Overloaded, and what `Store.open_write` names.
+        """
         if nbytes < 1:
             raise InvalidArgument("an empty object needs no memory; PUT it")
         if len(self._open) >= MAX_RESERVATIONS:
             raise Overloaded(f"{MAX_RESERVATIONS} reservations of this connection are open; commit or abort some")
+        if first:
+            with suppress(NoSuchKey):
+                _must_be_absent(self._store.stat(self._tenant.name, bucket, key))
         self._next += 1
-        number, reservation = self._next, Reservation(deadline)
+        number, reservation = self._next, Reservation(deadline, first)
         self._open[number] = reservation
         try:
             write = await self._store.open_write(self._tenant, bucket, key, nbytes, owner=self.owner)
@@ -62,9 +74,10 @@ class Reservations:
 
     async def commit(self, number: int) -> str:
         """Make an object visible; its entity tag. Raises NoSuchLease, and what `Write.commit` names."""
+        first = number in self._open and self._open[number].first
         async with self._take(number) as write:
             await write.take_in_place()
-            record = await write.commit(_ATTRIBUTES)
+            record = await write.commit(_ATTRIBUTES, _must_be_absent if first else None)
         return record.etag
 
     async def abort(self, number: int) -> None:
@@ -89,3 +102,8 @@ class Reservations:
             raise NoSuchLease("there is no such reservation; it may have ended")
         del self._open[number]
         return reservation.write
+
+
+def _must_be_absent(record: Record | None) -> None:
+    if record is not None:
+        raise PreconditionFailed("If-None-Match")

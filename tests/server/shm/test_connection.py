@@ -133,6 +133,26 @@ def test_runs_count_only_if_every_mib_that_they_touch_is_right(start_shm, attach
         assert raised.value.code == "BadDigest"
 
 
+def test_object_that_must_be_the_first_is_refused_where_there_is_one(start_shm, attach) -> None:
+    gateway = start_shm()
+    attachment = attach(gateway)
+    put(attachment, "key", b"body")
+    with pytest.raises(GatewayError) as raised:
+        attachment.reserve(BUCKET, "key", 4, Deadline(5), first=True)
+    assert (raised.value.status, raised.value.code) == (412, "PreconditionFailed")
+    with attachment.reserve(BUCKET, "other", 4, Deadline(5), first=True) as reservation:
+        reservation.fill([memoryview(b"mine")], Deadline(5))
+        put(attachment, "other", b"theirs")
+        with pytest.raises(GatewayError) as raised:
+            reservation.commit(Deadline(5))
+    assert raised.value.code == "PreconditionFailed"
+    assert copied(granted(attachment.get(BUCKET, "other", Deadline(5)))) == b"theirs"
+    with attachment.reserve(BUCKET, "new", 4, Deadline(5), first=True) as reservation:
+        reservation.fill([memoryview(b"mine")], Deadline(5))
+        reservation.commit(Deadline(5))
+    assert copied(granted(attachment.get(BUCKET, "new", Deadline(5)))) == b"mine"
+
+
 def test_views_cannot_be_written(start_shm, attach) -> None:
     gateway = start_shm()
     with client_of(gateway) as client:
