@@ -63,17 +63,20 @@ class Silent(TCPServer):
 
 
 class Proxy(TCPServer):
-    """Passes bytes to a server and back. `answer` may change, delay or hold what comes back, piece by piece."""
+    """Passes bytes to a server and back. `ask` and `answer` may change, delay or hold what goes and comes, by pieces."""
 
-    def __init__(self, port: int, answer: Callable[[bytes], bytes] = bytes) -> None:
+    def __init__(
+        self, port: int, answer: Callable[[bytes], bytes] = bytes, ask: Callable[[bytes], bytes] = bytes
+    ) -> None:
         self._server_port = port
         self.answer = answer
+        self.ask = ask
         super().__init__()
 
     def handle(self, peer: socket.socket) -> None:
         server = socket.create_connection(("127.0.0.1", self._server_port))
         self.keep(server)
-        threading.Thread(target=self._pass_on, args=(peer, server, bytes), daemon=True).start()
+        threading.Thread(target=self._pass_on, args=(peer, server, lambda piece: self.ask(piece)), daemon=True).start()
         self._pass_on(server, peer, self._changed)
 
     def _changed(self, piece: bytes) -> bytes:
