@@ -1,7 +1,7 @@
 """Workers that die, freeze or go silent in the middle of a transfer, over UCX tcp.
 
-A decode worker that is frozen takes nothing more out of its sockets, so that a write of more than those hold stays under way
-for as long as a test needs.
+A decode worker that is frozen takes nothing more out of its sockets, so that a write of more than those hold stays
+under way for as long as a test needs.
 """
 
 from __future__ import annotations

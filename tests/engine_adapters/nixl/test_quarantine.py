@@ -34,7 +34,7 @@ def test_peer_that_dies_while_it_is_waited_for_brings_the_closing_forward() -> N
 
 
 class Machine(RuleBasedStateMachine):
-    """Against a plain dict: every transfer comes out exactly once, by its peer's word or by the end of its own agent."""
+    """Against a plain dict: each transfer comes out once, by its peer's word or by the end of its own agent."""
 
     def __init__(self) -> None:
         super().__init__()
