@@ -63,7 +63,7 @@ class Silent(TCPServer):
 
 
 class Proxy(TCPServer):
-    """Passes bytes to a server and back. `ask` and `answer` may change, delay or hold what goes and comes, by pieces."""
+    """Passes bytes to a server and back. `ask` and `answer` may change, delay or hold them, piece by piece."""
 
     def __init__(
         self, port: int, answer: Callable[[bytes], bytes] = bytes, ask: Callable[[bytes], bytes] = bytes
@@ -76,7 +76,7 @@ class Proxy(TCPServer):
     def handle(self, peer: socket.socket) -> None:
         server = socket.create_connection(("127.0.0.1", self._server_port))
         self.keep(server)
-        threading.Thread(target=self._pass_on, args=(peer, server, lambda piece: self.ask(piece)), daemon=True).start()
+        threading.Thread(target=self._pass_on, args=(peer, server, self.ask), daemon=True).start()
         self._pass_on(server, peer, self._changed)
 
     def _changed(self, piece: bytes) -> bytes:
