@@ -127,3 +127,41 @@ KV_INLINE float fp8_number(u32 code) {
     if (exponent == 0) return as_float(sign | as_bits((float)mantissa * as_float((127u - 9u) << 23)));
     return as_float(sign | ((exponent + 120) << 23) | (mantissa << 20));
 }
+
+// Numbers that one access moves.
+#define EACH 4
+
+template <class Held>
+struct Several;
+template <>
+struct Several<u16> {
+    typedef Wide8 Access;
+};
+template <>
+struct Several<u32> {
+    typedef Wide16 Access;
+};
+
+template <class Number>
+KV_INLINE void load_several(u64 from, float numbers[EACH]) {
+    typedef typename Number::Held Held;
+    typedef typename Several<Held>::Access Access;
+    Access access = load_stream((const Access*)from);
+    UNROLL for (u32 i = 0; i < EACH; i++) {
+        u32 byte = i * sizeof(Held);
+        numbers[i] = Number::widen((Held)(access.word[byte / 4] >> (byte % 4 * 8)));
+    }
+}
+
+template <class Number>
+KV_INLINE void store_several(u64 to, const float numbers[EACH]) {
+    typedef typename Number::Held Held;
+    typedef typename Several<Held>::Access Access;
+    Access access;
+    UNROLL for (u32 i = 0; i < sizeof(access.word) / 4; i++) access.word[i] = 0;
+    UNROLL for (u32 i = 0; i < EACH; i++) {
+        u32 byte = i * sizeof(Held), held = Number::narrow(numbers[i]);
+        access.word[byte / 4] |= held << (byte % 4 * 8);
+    }
+    store_stream((Access*)to, access);
+}

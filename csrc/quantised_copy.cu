@@ -31,25 +31,11 @@ struct QuantisedCopy {
     u64 faults;  // u32: set where something could not be kept, or was not what gather writes
 };
 
-// Channels of a group that a thread has, which follow one another.
-#define EACH 4
-
-template <class Held>
-struct FourOf;
-template <>
-struct FourOf<u16> {
-    typedef Wide8 Access;
-};
-template <>
-struct FourOf<u32> {
-    typedef Wide16 Access;
-};
-
 KV_INLINE void fault(const QuantisedCopy& copy) { *(volatile u32*)copy.faults = 1; }
 
 // --- groups of channels: each token by itself ------------------------------------------------------------------------
 
-// A thread's part of one group.
+// A thread's part of one group: EACH channels that follow one another, or fewer at the end.
 struct Share {
     u64 page;    // of the row; 0 where its block is left out
     u32 chunk;
@@ -85,11 +71,7 @@ KV_INLINE void load_numbers(const QuantisedCopy& copy, const Share& share, float
     if (share.page == 0 || share.count == 0) return;
     if (copy.together) {
         u64 from = access_address(copy.pages, share.page, share.first / EACH, EACH * sizeof(Held));
-        typename FourOf<Held>::Access access = load_stream((const typename FourOf<Held>::Access*)from);
-        UNROLL for (u32 i = 0; i < EACH; i++) {
-            u32 byte = i * sizeof(Held);
-            numbers[i] = Number::widen((Held)(access.word[byte / 4] >> (byte % 4 * 8)));
-        }
+        load_several<Number>(from, numbers);
         return;
     }
     UNROLL for (u32 i = 0; i < EACH; i++) {
@@ -104,14 +86,8 @@ KV_INLINE void store_numbers(const QuantisedCopy& copy, const Share& share, cons
     typedef typename Number::Held Held;
     if (share.page == 0 || share.count == 0) return;
     if (copy.together) {
-        typename FourOf<Held>::Access access;
-        UNROLL for (u32 i = 0; i < sizeof(access.word) / 4; i++) access.word[i] = 0;
-        UNROLL for (u32 i = 0; i < EACH; i++) {
-            u32 byte = i * sizeof(Held), held = Number::narrow(numbers[i]);
-            access.word[byte / 4] |= held << (byte % 4 * 8);
-        }
         u64 to = access_address(copy.pages, share.page, share.first / EACH, EACH * sizeof(Held));
-        store_stream((typename FourOf<Held>::Access*)to, access);
+        store_several<Number>(to, numbers);
         return;
     }
     UNROLL for (u32 i = 0; i < EACH; i++) {
