@@ -152,8 +152,7 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self, request: Any, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """See Scheduling.finished. vLLM may free the blocks: those that a save reads are held."""
-        self._of_scheduler.finished(request, block_ids)
-        return False, None
+        return False, self._of_scheduler.finished(request, block_ids)
 
     @_safe(tuple)
     def take_events(self) -> Iterable[Any]:

@@ -12,16 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from engine_adapters.breaker import Breaker
+from engine_adapters.later import Later
 from engine_adapters.vllm.prompt import Chains
 from kvgate.client.sync import Client
 from kvgate.errors import GatewayError, GatewayUnavailable, KVGateError
 
 _log = logging.getLogger(__name__)
 
-_POLL_S = 0.02
+_FIRST_POLL_S, _LAST_POLL_S = 0.02, 0.2
 _MAX_HASHES = 8192
 
 
@@ -47,13 +47,12 @@ class Lookup:
 
     def __init__(self, deadline_at: float) -> None:
         self.deadline_at = deadline_at
-        self._future: Future[Found] | None = None
+        self.future: Future[Found] = Future()
 
     @property
     def found(self) -> Found | None:
         """The result; None while there is none."""
-        future = self._future
-        return future.result() if future is not None and future.done() else None
+        return self.future.result() if self.future.done() else None
 
     @property
     def is_late(self) -> bool:
@@ -88,6 +87,7 @@ class Lookups:
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads, "kvgate-lookup")
         self._releases = ThreadPoolExecutor(1, "kvgate-release")
+        self._later = Later("kvgate-poll")
 
     def start(
         self,
@@ -95,41 +95,58 @@ class Lookups:
         chunks: int,
         tokens: Sequence[int],
         *,
+        wait_for: int = 0,
         wait_s: float = 0,
         only_name: bool = False,
     ) -> Lookup:
         """Look the first `chunks` chunks of `tokens` up.
 
         chains:    makes the request's Chains; called in the background, as it may read files
-        wait_s:    how long to ask again for chunks that somebody is about to store
+        wait_for:  how many chunks somebody is about to store
+        wait_s:    how long to ask again for them
         only_name: make the chains, and ask for nothing
         """
         lookup = Lookup(time.monotonic() + self._deadline_s + wait_s)
+        wait_until = time.monotonic() + wait_s
         with self._lock:
             full = self._waiting >= self._max_waiting
             self._waiting += not full
-
-        def look() -> Found:
-            try:
-                found = self._name(chains, chunks, tokens)
-                if not (only_name or found.why):
-                    self._look_up(found, lookup, wait_s)
-                return found
-            finally:
-                with self._lock:
-                    self._waiting -= 1
-
         if full:
-            lookup._future = Future()
-            lookup._future.set_result(Found(None, why="too many lookups"))
-        else:
-            lookup._future = self._pool.submit(look)
+            lookup.future.set_result(Found(None, why="too many lookups"))
+            return lookup
+
+        def begin() -> None:
+            found = self._name(chains, chunks, tokens)
+            if only_name or found.why:
+                end(found)
+            else:
+                look(found, _FIRST_POLL_S)
+
+        def look(found: Found, pause_s: float) -> None:
+            self._look_up(found, lookup)
+            assert found.chains is not None
+            if (
+                found.why
+                or found.chunks >= min(wait_for, found.chains.chunks)
+                or time.monotonic() + pause_s > wait_until
+            ):
+                end(found)
+                return
+            self._let_go(found)
+            again = min(1.5 * pause_s, _LAST_POLL_S)
+            self._later.call(pause_s, lambda: self._submit(lambda: look(found, again), lookup))
+
+        def end(found: Found) -> None:
+            with self._lock:
+                self._waiting -= 1
+            lookup.future.set_result(found)
+
+        self._submit(begin, lookup)
         return lookup
 
     def forget(self, lookup: Lookup) -> None:
         """Release what a lookup has found, or will."""
-        if lookup._future is not None:
-            lookup._future.add_done_callback(lambda future: self.release(future.result().leases))
+        lookup.future.add_done_callback(lambda future: self.release(future.result().leases))
 
     def release(self, leases: Sequence[str]) -> None:
         """Give leases back; one that cannot be ends by itself."""
@@ -138,6 +155,7 @@ class Lookups:
 
     def close(self) -> None:
         """Give back what is left, and end."""
+        self._later.close()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._releases.shutdown(wait=True)
         self._client.close()
@@ -164,21 +182,34 @@ class Lookups:
             return Found(None, why="defect")
         return Found(chains)
 
-    def _look_up(self, found: Found, lookup: Lookup, wait_s: float) -> None:
-        chains = found.chains
-        assert chains is not None
-        wait_until = time.monotonic() + wait_s
+    def _look_up(self, found: Found, lookup: Lookup) -> None:
         try:
             self._match(found, lookup)
-            while found.chunks < chains.chunks and not found.why and time.monotonic() < wait_until:
-                self.release(found.leases)
-                found.leases, found.chunks = [], 0
-                time.sleep(_POLL_S)
-                self._match(found, lookup)
         except Exception:
             _log.exception("a prompt is not looked up")
-            self.release(found.leases)
-            found.leases, found.chunks, found.why = [], 0, "defect"
+            found.why = "defect"
+        if found.why or not found.chunks:
+            self._let_go(found)
+
+    def _let_go(self, found: Found) -> None:
+        self.release(found.leases)
+        found.leases, found.chunks = [], 0
+
+    def _submit(self, task: Callable[[], None], lookup: Lookup) -> None:
+        """Run a task of a lookup on one of the threads; where there are none any more, the lookup finds nothing."""
+
+        def run() -> None:
+            try:
+                task()
+            except Exception:
+                _log.exception("a prompt is not looked up")
+                if not lookup.future.done():
+                    lookup.future.set_result(Found(None, why="defect"))
+
+        try:
+            self._pool.submit(run)
+        except RuntimeError:  # closed
+            lookup.future.set_result(Found(None, why="closed"))
 
     def _match(self, found: Found, lookup: Lookup) -> None:
         chains = found.chains
@@ -197,9 +228,6 @@ class Lookups:
             _log.warning("a prompt is not looked up: %s", error)
         else:
             self._breaker.succeeded()
-        if found.why or not found.chunks:
-            self.release(found.leases)
-            found.leases, found.chunks = [], 0
 
     def _agree(self, found: Found, chains: Chains, lookup: Lookup) -> int:
         """The most leading chunks that every group can go on from, which are then leased."""
@@ -244,7 +272,7 @@ class Lookups:
 
     def _last_seen(self, chains: Chains, group: int, window: int, most: int, lookup: Lookup) -> int:
         """The most chunks, up to `most`, of which all that the next token sees is there."""
-        asked: Any = self._client.prefetch(
+        asked = self._client.prefetch(
             self._bucket,
             chains.spaces[group].id,
             chains.hashes(group, range(most)),

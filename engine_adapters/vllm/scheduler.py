@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine_adapters.vllm import handoff
 from engine_adapters.vllm.adapters import Adapters
 from engine_adapters.vllm.events import StoredEvents
 from engine_adapters.vllm.evictable import Evictable
@@ -187,17 +188,22 @@ class Scheduling:
         self._loads, self._saves = [], []
         return work
 
-    def finished(self, request: Any, block_ids: Sequence[Sequence[int]]) -> None:
-        """Save what is left of a request whose blocks vLLM is about to free, and forget the request."""
+    def finished(self, request: Any, block_ids: Sequence[Sequence[int]]) -> dict[str, Any] | None:
+        """Save what is left of a request whose blocks vLLM is about to free, and forget the request.
+
+        Returns what a decode instance is to be told of one that was to be handed over.
+        """
         tracked = self._requests.pop(request.request_id, None)
         if tracked is None:
-            return
+            return None
         loading = request.request_id in self._loading
         if self._settings.save != "none" and self._pool is not None and not loading:
             self._plan(tracked, _certain_tokens(request, 0), block_ids)
         self._let_go(tracked)
         if tracked.lookup is not None:
             self._lookups.forget(tracked.lookup)
+        chunks = min(tracked.handled, request.num_prompt_tokens // self._settings.chunk_tokens)
+        return handoff.announcement(request.kv_transfer_params, chunks)
 
     def ended(self, output: Any) -> None:
         """Take note of what the workers have done."""
@@ -245,12 +251,16 @@ class Scheduling:
             lora = self._adapters.digest(request.lora_request)
             return Chains(request, [with_lora(group.space, lora) for group in groups], salt())
 
-        params = request.kv_transfer_params or {}
-        waits = self._settings.wait_for_handoff if params.get("do_remote_prefill") else 0.0
+        wait_for = handoff.expected_chunks(request.kv_transfer_params)
         self.counts.queried_tokens += len(tokens)
         tracked.is_late = False
         tracked.lookup = self._lookups.start(
-            name, chunks, tokens, wait_s=float(waits), only_name=self._settings.load == "none"
+            name,
+            chunks,
+            tokens,
+            wait_for=wait_for,
+            wait_s=float(self._settings.wait_for_handoff) if wait_for else 0.0,
+            only_name=self._settings.load == "none",
         )
 
     def _resolve(self, tracked: _Tracked) -> bool:

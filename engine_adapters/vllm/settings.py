@@ -42,7 +42,7 @@ class Settings:
     known_chunks: int = option(default=65536, help="chunks that the engine remembers to be stored")
     max_lookups: int = option(default=4096, help="prompts that may wait to be looked up; more are not")
     wait_for_handoff: Seconds = option(
-        default=Seconds(10.0), help="the longest that a decode instance waits for what a prefill instance hands over"
+        default=Seconds(5.0), help="the longest that a decode instance waits for what a prefill instance hands over"
     )
 
     def __post_init__(self) -> None:

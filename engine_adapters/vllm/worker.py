@@ -11,6 +11,7 @@ Invariants
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -89,6 +90,7 @@ class Worker:
         self._gates: list[LayerGate] = []
         self._early: dict[tuple[int, bytes], _Early] = {}
         self._closed = False
+        self._knows_ways = False
 
     def register(self, caches: dict[str, Any]) -> None:
         """Take the engine's pages. Raises LayoutError and LayoutMismatch where they are not what the spaces say."""
@@ -231,6 +233,7 @@ class Worker:
         arrived = {part.group: 0 for part in load.parts}
         why = ""
         try:
+            self._learn_ways()
             deadline = began + load.deadline_s
             for part in load.parts:
                 space = with_lora(self._groups[part.group].space, load.lora)
@@ -250,6 +253,13 @@ class Worker:
         self._end_load(load, arrived, why)
         if gate is not None:
             gate.open_all()
+
+    def _learn_ways(self) -> None:
+        """Have the gateway tell, once, how it is reached on its own host."""
+        if not self._knows_ways:
+            with contextlib.suppress(GatewayError):
+                self._client.tenant(deadline_s=float(self._settings.lookup_deadline))
+                self._knows_ways = True
 
     def _layer_ranges(self, group: int, gate: LayerGate | None) -> Iterator[range]:
         """Which layers to load together; whatever they are, a chunk's layers come in their order."""
@@ -395,6 +405,7 @@ class Worker:
             if not self._breaker.allows():
                 why = "gateway unavailable"
                 return
+            self._learn_ways()
             stored = self._send(chunk, with_lora(self._groups[chunk.group].space, lora), row)
             self._breaker.succeeded()
         except GatewayUnavailable as error:
