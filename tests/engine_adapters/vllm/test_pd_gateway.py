@@ -72,6 +72,7 @@ def external(server: Server) -> float:
     )
 
 
+@pytest.mark.timeout(900)  # three starts of vLLM, each of which takes minutes on a busy machine
 def test_a_decode_server_goes_on_from_the_kv_of_a_prefill_server(
     gateway: RunningGateway, start_server: Callable[..., Server], expected: list[list[int]]
 ) -> None:
