@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-START_S = 60.0
+START_S = 240.0
 
 
 @dataclass(frozen=True, slots=True)

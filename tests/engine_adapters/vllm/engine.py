@@ -31,7 +31,7 @@ LLAMA, MLA, SLIDING = MODELS / "tiny-llama", MODELS / "tiny-mla", MODELS / "tiny
 LORA_ONE, LORA_TWO = MODELS / "lora" / "one" / "style", MODELS / "lora" / "two" / "style"
 
 BLOCK_TOKENS = 32
-START_S, ANSWER_S, REQUESTS_S = 180.0, 60.0, 180.0
+START_S, ANSWER_S, REQUESTS_S = 600.0, 120.0, 600.0
 
 
 def why_unavailable() -> str | None:
