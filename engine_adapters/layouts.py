@@ -21,10 +21,8 @@ from typing import Any
 
 import torch
 
+from kvgate.chunk.space import NO_PACKING
 from kvgate.errors import LayoutError
-
-UNPACKED = "none"
-"""The packing of pages whose tokens lie one by one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +41,7 @@ class EngineLayout:
     @property
     def parts(self) -> int:
         """2, or 1 where a token has one latent instead of K and V."""
-        return 1 if "1" in self.axes or "H" not in self.axes else 2
+        return 2 if "H" in self.axes else 1
 
     @property
     def tensors(self) -> int:
@@ -62,7 +60,7 @@ LAYOUTS: Mapping[str, EngineLayout] = MappingProxyType(
         "flashinfer-hnd": EngineLayout("BPHND", "FlashInfer HND"),
         "mla": EngineLayout("BND", "vLLM < 0.26 and FlashInfer, MLA"),
         "sglang": EngineLayout("(BN)HD", "SGLang's MHA pool: a tensor of K and one of V"),
-        "sglang-fused": EngineLayout("(BN)(HP)D", "SGLang on JAX: K and V in turn, head by head"),
+        "sglang-fused": EngineLayout("(BN)(HP)D", "K and V in turn, head by head, as SGLang on JAX"),
         "sglang-mla": EngineLayout("(BN)1D", "SGLang's MLA pool"),
     }
 )
@@ -91,14 +89,14 @@ class Pages:
 
     views:   one of each part, K and V or the latent alone: (pages, kv_heads, page_tokens, head_dim) over the engine's
              own memory, with any strides but that of head_dim, which is contiguous
-    packing: `UNPACKED`, or the tag of how tokens and head_dim are packed within a (page, head) of a part: that run of
+    packing: `NO_PACKING`, or the tag of how tokens and head_dim are packed within a (page, head) of a part: that run of
              bytes is contiguous and opaque, so that only whole pages can be moved
     pages_per_block: pages that the engine counts as one block; block b is the pages b * pages_per_block and following
     Raises LayoutError.
     """
 
     views: tuple[Any, ...]
-    packing: str = UNPACKED
+    packing: str = NO_PACKING
     pages_per_block: int = 1
 
     def __post_init__(self) -> None:
@@ -116,7 +114,7 @@ class Pages:
                 raise LayoutError(f"the elements of a head must be contiguous, got {_told(view)}")
             if _overlaps(view):
                 raise LayoutError(f"elements share their memory: {_told(view)}")
-            if self.packing != UNPACKED and view.shape[2] > 1 and view.stride(2) != view.shape[3]:
+            if self.packing != NO_PACKING and view.shape[2] > 1 and view.stride(2) != view.shape[3]:
                 raise LayoutError(f"a packed page must be contiguous within a head, got {_told(view)}")
         if len(self.views) == 2 and self.views[0].data_ptr() == self.views[1].data_ptr():
             raise LayoutError("K and V are the same memory")
@@ -166,7 +164,7 @@ def pages_of(
     block_tokens: int,
     head_dim_v: int | None = None,
     row_elements: int | None = None,
-    packing: str = UNPACKED,
+    packing: str = NO_PACKING,
 ) -> Pages:
     """The pages of one layer.
 
@@ -191,8 +189,8 @@ def pages_of(
         )
     if len(tensors) != layout.tensors:
         raise LayoutError(f"a layer of {name} has {layout.tensors} tensors, got {len(tensors)}")
-    if layout.packed != (packing != UNPACKED):
-        expected = "the tag of a packing" if layout.packed else repr(UNPACKED)
+    if layout.packed != (packing != NO_PACKING):
+        expected = "the tag of a packing" if layout.packed else repr(NO_PACKING)
         raise LayoutError(f"the packing of {name} is {expected}, got {packing!r}")
     if layout.parts == 1 and kv_heads != 1:
         raise LayoutError(f"{name} has one head, got kv_heads={kv_heads}")
@@ -208,6 +206,42 @@ def pages_of(
     if block_tokens % page_tokens:
         raise LayoutError(f"pages of {page_tokens} tokens do not divide blocks of {block_tokens}")
     return Pages(tuple(views), packing, block_tokens // page_tokens)
+
+
+def of_vllm(cache: Any, spec: Any, packing: str = NO_PACKING) -> Pages:
+    """The pages of one layer of vLLM >= 0.26.
+
+    cache:   the view [B, H, N, C] that vLLM registers with a connector
+    spec:    the `vllm.v1.kv_cache_interface.AttentionSpec` of that layer, with the block size by which ids are counted
+    packing: the tag of the CPU backend's packing; none for MLA, and on other devices
+    Raises LayoutError for states that are not K and V, or a latent, of one token and head each.
+    """
+    if spec.num_head_slots is not None:
+        raise LayoutError(
+            f"vLLM's backend has {spec.num_head_slots} slots in place of heads, in an order that only it knows; where "
+            "that is b12x's, it is the layout vllm-planes"
+        )
+    if spec.tokens_per_state != 1:
+        raise LayoutError(f"vLLM keeps one state of {spec.tokens_per_state} tokens; accepted is one a token")
+    elements = spec.head_size + spec.head_size_v
+    if spec.state_content_size_bytes != elements * spec.dtype.itemsize:
+        raise LayoutError(
+            f"vLLM keeps {spec.state_content_size_bytes} bytes a token and head, which are not {elements} {spec.dtype} "
+            "of K and V: scales, or the codes of a quantised cache"
+        )
+    if cache.dtype != spec.dtype:
+        raise LayoutError(f"vLLM's spec says {spec.dtype}, and its cache is {_told(cache)}")
+    latent = spec.head_size_v == 0
+    plain = "vllm" if packing == NO_PACKING else "vllm-cpu"
+    return pages_of(
+        "vllm-mla" if latent else plain,
+        cache,
+        kv_heads=spec.num_kv_heads,
+        head_dim=spec.head_size,
+        head_dim_v=spec.head_size if latent else spec.head_size_v,
+        block_tokens=spec.block_size,
+        packing=packing,
+    )
 
 
 def _views(

@@ -1,36 +1,27 @@
 """Chunks out of an engine's pages, and into them: plan once, then execute.
 
 `plan` compares a chunk's layout with the pages of the layers that this rank holds, once, when the engine hands its
-memory out. A Plan then copies whole batches: one strided copy a chunk and direction wherever the layers lie at equal
-distances from each other, as they do in vLLM; one a layer, or one a layer and part, where they do not.
+memory out, and joins layers that lie at equal distances in one allocation, as they do in vLLM: one copy reaches them
+all. A Plan then copies whole batches, a few copies a chunk.
 
-Nothing is converted: bytes are moved. A Plan has no state, so threads may share it, and torch lets go of the GIL while
-it copies. On a GPU the copies are asynchronous on the current stream.
+Bytes are moved, nothing is converted. A Plan has no state, so threads may share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from math import gcd
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from engine_adapters.layouts import DTYPES, Pages
+from engine_adapters.paged_copy import SKIP, HostCopy, PagedCopy, PageTable, TorchCopy
 from kvgate.chunk.layout import Layout
 from kvgate.errors import LayoutError, LayoutMismatch
 
-SKIP = -1
-"""The block id of tokens that `scatter` leaves alone: what a chunk has there is not wanted."""
-
 Blocks = Any
-"""Block ids: an integer tensor (chunks, blocks_per_chunk), or lists of lists."""
-
-_UNITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
-_WORTH_A_CALL = 2048
-"""Elements that an indexed copy writes in the time of one more call, about 4 µs."""
+"""Block ids: an integer tensor (chunks, blocks_per_chunk), or lists of lists. SKIP is one that scatter leaves alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +30,14 @@ class _Stack:
 
     first:  index of the first of them in the plan's pages
     part:   index of its first part
-    memory: (layers, parts, pages, heads, page_tokens, bytes of head_dim), the engine's own memory
+    count:  how many they are
+    memory: (pages, layers, parts, heads, page_tokens, bytes of head_dim), the engine's own memory
     """
 
     first: int
     part: int
+    count: int
     memory: Any
-
-    def layers(self, wanted: range) -> range:
-        """Those of the wanted layers that are here, as indices into `memory`."""
-        count = self.memory.shape[0]
-        return range(max(wanted.start - self.first, 0), max(min(wanted.stop - self.first, count), 0))
 
 
 class Plan:
@@ -61,12 +49,13 @@ class Plan:
     packing:          of all pages; chunks are interchangeable only between equal packings
     """
 
-    def __init__(self, layout: Layout, pages: Sequence[Pages]) -> None:
+    def __init__(self, layout: Layout, pages: Sequence[Pages], copy: PagedCopy) -> None:
         first = pages[0]
         self._shape = (len(pages), first.parts, first.kv_heads, layout.tokens, first.head_dim * layout.itemsize)
         self._pages_per_block = first.pages_per_block
         self._page_tokens = first.page_tokens
-        self._stacks = _stacks(pages)
+        self._copy = copy
+        self._stacks = [replace(stack, memory=copy.view(stack.memory)) for stack in _stacks(pages)]
         self.device = first.device
         self.packing = first.packing
         self.blocks = min(each.blocks for each in pages)
@@ -86,13 +75,7 @@ class Plan:
         wanted = self._wanted(layers)
         self._check_rows("out", out, len(ids))
         _check_range(ids, 0, self.blocks)
-        pages = self._pages(ids).to(self.device)
-        for stack in self._stacks:
-            here = stack.layers(wanted)
-            if here:
-                memory, rows = self._pair(stack, here, out)
-                for row, page in zip(rows, pages, strict=True):
-                    torch.index_select(memory, 2, page, out=row)
+        self._move(self._copy.gather, ids, out, wanted)
 
     def scatter(self, blocks: Blocks, source: Any, layers: range | None = None) -> None:
         """Copy chunks into the engine's pages.
@@ -108,42 +91,27 @@ class Plan:
         self._check_rows("source", source, len(ids))
         _check_range(ids, SKIP, self.blocks)
         _check_unique(ids)
-        pages = self._pages(ids)
-        runs = [list(_runs(chunk)) for chunk in pages.tolist()]
+        self._move(self._copy.scatter, ids, source, wanted)
+
+    def _move(self, move: Callable[[Any, Any, PageTable], None], ids: Any, rows: Any, wanted: range) -> None:
+        table = PageTable.of(self._pages(ids))
+        whole = self._copy.view(self._paged(rows))
         for stack in self._stacks:
-            here = stack.layers(wanted)
-            if here:
-                memory, rows = self._pair(stack, here, source)
-                for row, page, run in zip(rows, pages, runs, strict=True):
-                    self._scatter(memory, row, page, run)
+            layers = range(max(wanted.start, stack.first), min(wanted.stop, stack.first + stack.count))
+            if layers:
+                memory = stack.memory[:, layers.start - stack.first : layers.stop - stack.first]
+                parts = slice(stack.part, stack.part + memory.shape[2])
+                move(memory, whole[:, :, layers.start : layers.stop, parts], table)
 
-    def _scatter(self, memory: Any, row: Any, pages: Any, runs: list[tuple[int, int, int]]) -> None:
-        """One chunk into one stack."""
-        if not runs:
-            return
-        count = sum(length for _, _, length in runs)
-        run_nbytes = count * (memory.numel() // memory.shape[2]) // len(runs)
-        if run_nbytes >= _WORTH_A_CALL * 8 or run_nbytes >= _WORTH_A_CALL * (unit := _unit(memory, row)):
-            for position, page, length in runs:
-                memory[:, :, page : page + length].copy_(row[:, :, position : position + length])
-            return
-        # Pages too small for a call each.
-        kept = pages != SKIP
-        chosen = row if count == len(pages) else row.index_select(2, kept.nonzero().flatten().to(row.device))
-        width = _UNITS[unit]
-        memory.view(width).index_copy_(2, pages[kept].to(memory.device), chosen.view(width))
-
-    def _pair(self, stack: _Stack, here: range, rows: Any) -> tuple[Any, Any]:
-        """The layers' memory, and the same of each row: (chunks, layers, parts, pages, heads, page_tokens, bytes)."""
-        memory = stack.memory[here.start : here.stop]
-        _, parts, heads, tokens, nbytes = self._shape
+    def _paged(self, rows: Any) -> Any:
+        """Rows as (chunks, pages, layers, parts, heads, page_tokens, bytes of head_dim)."""
+        layers, parts, heads, tokens, nbytes = self._shape
         head_nbytes = tokens * nbytes
         part_nbytes = heads * head_nbytes
         page_nbytes = self._page_tokens * nbytes
-        start = ((stack.first + here.start) * parts + stack.part) * part_nbytes
-        strides = (rows.stride(0), parts * part_nbytes, part_nbytes, page_nbytes, head_nbytes, nbytes, 1)
-        shape = (len(rows), len(here), memory.shape[1], tokens // self._page_tokens, *memory.shape[3:])
-        return memory, rows.as_strided(shape, strides, rows.storage_offset() + start)
+        shape = (len(rows), tokens // self._page_tokens, layers, parts, heads, self._page_tokens, nbytes)
+        strides = (rows.stride(0), page_nbytes, parts * part_nbytes, part_nbytes, head_nbytes, nbytes, 1)
+        return rows.as_strided(shape, strides)
 
     def _ids(self, blocks: Blocks) -> Any:
         """(chunks, blocks_per_chunk) int64 on the CPU."""
@@ -184,12 +152,13 @@ class Plan:
             raise LayoutError(f"rows of {what} must be contiguous and apart, got strides {rows.stride()}")
 
 
-def plan(layout: Layout, pages: Sequence[Pages], heads: range | None = None) -> Plan:
+def plan(layout: Layout, pages: Sequence[Pages], heads: range | None = None, *, copy: PagedCopy | None = None) -> Plan:
     """How chunks of `layout` lie in `pages`.
 
     layout: of the whole chunk, whatever of it this rank has
     pages:  the layers that this rank holds, in the model's order
     heads:  which of the model's KV heads they have; all by default
+    copy:   what copies; by default what fits the device of the pages
     Raises LayoutMismatch that names both sides.
     """
     if not pages:
@@ -223,7 +192,7 @@ def plan(layout: Layout, pages: Sequence[Pages], heads: range | None = None) -> 
     for index, each in enumerate(pages):
         if addresses[each.views[0].data_ptr()] != index:
             raise LayoutMismatch(f"layers {index} and {addresses[each.views[0].data_ptr()]} are the same memory")
-    return Plan(layout, pages)
+    return Plan(layout, pages, copy or (HostCopy() if first.device.type == "cpu" else TorchCopy()))
 
 
 def _stacks(pages: Sequence[Pages]) -> list[_Stack]:
@@ -243,7 +212,7 @@ def _joined_layers(layers: list[Any], part: int) -> list[_Stack]:
         memory, stop = layers[first].unsqueeze(0), first + 1
         while stop < len(layers) and (more := _joined(layers[first : stop + 1])) is not None:
             memory, stop = more, stop + 1
-        stacks.append(_Stack(first, part, memory))
+        stacks.append(_Stack(first, part, stop - first, memory.movedim(2, 0)))
         first = stop
     return stacks
 
@@ -262,23 +231,6 @@ def _joined(tensors: Sequence[Any]) -> Any | None:
     if step <= 0 or any(offset != offsets[0] + index * step for index, offset in enumerate(offsets)):
         return None
     return first.as_strided((len(tensors), *first.shape), (step, *first.stride()), offsets[0])
-
-
-def _runs(pages: list[int]) -> Iterator[tuple[int, int, int]]:
-    """(position, page, length) of each run of pages that follow each other, those to skip left out."""
-    start = 0
-    for position in range(1, len(pages) + 1):
-        if position < len(pages) and pages[start] != SKIP and pages[position] == pages[start] + position - start:
-            continue
-        if pages[start] != SKIP:
-            yield start, pages[start], position - start
-        start = position
-
-
-def _unit(*tensors: Any) -> int:
-    """The widest element, in bytes, in which all of them can be seen."""
-    numbers = [(*each.stride()[:-1], each.shape[-1], each.storage_offset(), each.data_ptr()) for each in tensors]
-    return gcd(8, *chain(*numbers))
 
 
 def _check_range(ids: Any, least: int, limit: int) -> None:

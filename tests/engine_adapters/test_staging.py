@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine_adapters.layouts import Pages
-from engine_adapters.staging import SKIP, Plan, plan
+from engine_adapters.paged_copy import SKIP, HostCopy, PagedCopy, TorchCopy
+from engine_adapters.staging import Plan, plan
 from kvgate.chunk.layout import Layout
 from kvgate.errors import LayoutError, LayoutMismatch
 from tests.engine_adapters.paged import ENGINES, Engine, Shape, Tensors, bits, noise, pack
@@ -74,25 +75,31 @@ def memory(tensors: Tensors) -> Any:
 
 
 each_engine = pytest.mark.parametrize("engine", ENGINES.values(), ids=ENGINES.keys())
+COPIES = {"host": HostCopy(), "torch": TorchCopy()}
+each_copy = pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES.keys())
 
 
 @each_engine
+@each_copy
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gather_gives_the_kv_that_the_engine_wrote(engine: Engine, dtype: str) -> None:
+def test_gather_gives_the_kv_that_the_engine_wrote(engine: Engine, copy: PagedCopy, dtype: str) -> None:
     shape = shape_of(engine, dtype=DTYPES[dtype], layers=3)
     tensors = engine.allocate(shape)
     kv = noise(2, 3, engine.parts, shape.heads, 2 * shape.tokens, shape.dim, dtype=shape.dtype)
     ids = random_ids(shape, 2, 2)
     fill(engine, tensors, kv, ids)
-    made = plan(layout_of(engine, shape, dtype=dtype), engine.pages(shape, tensors))
+    made = plan(layout_of(engine, shape, dtype=dtype), engine.pages(shape, tensors), copy=copy)
     out = rows(2, made.slice_nbytes)
     made.gather(ids, out)
     assert torch.equal(out, expected(engine, shape, tensors, kv))
 
 
 @each_engine
+@each_copy
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scatter_writes_what_the_engine_would_have_and_nothing_else(engine: Engine, dtype: str) -> None:
+def test_scatter_writes_what_the_engine_would_have_and_nothing_else(
+    engine: Engine, copy: PagedCopy, dtype: str
+) -> None:
     shape = shape_of(engine, dtype=DTYPES[dtype], layers=3)
     mine = engine.allocate(shape)
     theirs = [tuple(tensor for tensor in layer) for layer in mine]
@@ -104,7 +111,7 @@ def test_scatter_writes_what_the_engine_would_have_and_nothing_else(engine: Engi
     _restore(mine, before)
     source = rows(2, 3 * kv[0, 0].nbytes)
     source.copy_(expected(engine, shape, mine, kv))
-    plan(layout_of(engine, shape, dtype=dtype), engine.pages(shape, mine)).scatter(ids, source)
+    plan(layout_of(engine, shape, dtype=dtype), engine.pages(shape, mine), copy=copy).scatter(ids, source)
     assert not torch.equal(after, before)
     assert torch.equal(memory(mine), after)
 
@@ -123,9 +130,9 @@ def test_packing_of_the_tests_is_not_the_identity() -> None:
     assert not torch.equal(bits(pack(part)), bits(part))
 
 
-def made_for(engine: Engine, shape: Shape, **changes: Any) -> tuple[Plan, Tensors]:
+def made_for(engine: Engine, shape: Shape, *, copy: PagedCopy | None = None, **changes: Any) -> tuple[Plan, Tensors]:
     tensors = engine.allocate(shape)
-    return plan(layout_of(engine, shape, **changes), engine.pages(shape, tensors)), tensors
+    return plan(layout_of(engine, shape, **changes), engine.pages(shape, tensors), copy=copy), tensors
 
 
 @given(data=st.data())
@@ -156,7 +163,7 @@ def test_a_chunk_has_the_same_bytes_whatever_engine_it_comes_from(data: Any) -> 
         ids = data.draw(st.permutations(range(shape.blocks)))[: chunks * per_chunk]
         table = [ids[start : start + per_chunk] for start in range(0, len(ids), per_chunk)]
         fill(engine, tensors, kv, table)
-        made = plan(layout, engine.pages(shape, tensors))
+        made = plan(layout, engine.pages(shape, tensors), copy=data.draw(st.sampled_from(list(COPIES.values()))))
         gathered.append(rows(chunks, made.slice_nbytes))
         made.gather(table, gathered[-1])
         if len(gathered) == 2:
@@ -189,9 +196,10 @@ def test_a_rank_has_its_layers_and_heads(engine: Engine) -> None:
 
 
 @each_engine
-def test_a_range_of_layers_touches_no_other(engine: Engine) -> None:
+@each_copy
+def test_a_range_of_layers_touches_no_other(engine: Engine, copy: PagedCopy) -> None:
     shape = shape_of(engine, layers=4)
-    made, tensors = made_for(engine, shape)
+    made, tensors = made_for(engine, shape, copy=copy)
     whole, some = rows(1, made.slice_nbytes), rows(1, made.slice_nbytes)
     made.gather([[4, 1]], whole)
     before = some.clone()
@@ -212,10 +220,11 @@ def test_a_range_of_layers_touches_no_other(engine: Engine) -> None:
 
 
 @each_engine
-@pytest.mark.parametrize("tokens", [4, 64], ids=["small pages", "large pages"])
-def test_a_skipped_block_is_left_alone(engine: Engine, tokens: int) -> None:
+@each_copy
+@pytest.mark.parametrize("tokens", [4, 512], ids=["small pages", "large pages"])
+def test_a_skipped_block_is_left_alone(engine: Engine, copy: PagedCopy, tokens: int) -> None:
     shape = shape_of(engine, blocks=9, tokens=tokens)
-    made, tensors = made_for(engine, shape, blocks=3)
+    made, tensors = made_for(engine, shape, copy=copy, blocks=3)
     source = rows(3, made.slice_nbytes)
     before = memory(tensors).clone()
     made.scatter([[SKIP, SKIP, SKIP]], source[:1])
@@ -234,13 +243,14 @@ def test_a_skipped_block_is_left_alone(engine: Engine, tokens: int) -> None:
         assert torch.equal(wrote[chunk][..., chunk, :], had[0][..., chunk, :])
 
 
+@each_copy
 @pytest.mark.parametrize("stride", [0, 1001])
-def test_rows_may_lie_anywhere(stride: int) -> None:
+def test_rows_may_lie_anywhere(copy: PagedCopy, stride: int) -> None:
     """Rows that begin at odd addresses too: bytes are moved, not elements."""
     for name in ("vllm LBNHC", "sglang", "vllm cpu"):
         engine = ENGINES[name]
         shape = shape_of(engine)
-        made, tensors = made_for(engine, shape)
+        made, tensors = made_for(engine, shape, copy=copy)
         flat = torch.zeros(3 + 2 * (made.slice_nbytes + stride), dtype=torch.uint8)
         odd = flat[3:].view(2, -1)[:, : made.slice_nbytes]
         plain = rows(2, made.slice_nbytes)
@@ -274,6 +284,26 @@ def test_block_ids_come_as_lists_or_tensors(blocks: Any) -> None:
     made.gather(blocks, out)
     made.gather([[0, 1], [2, 3]], other)
     assert torch.equal(out, other)
+
+
+@each_copy
+@pytest.mark.parametrize("tokens", [4, 512], ids=["small pages", "large pages"])
+@pytest.mark.parametrize("ids", [[2, 3, 4, 0], [0, 1, 2, 3], [4, 3, 2, 1], [3, 0, 1, 4]])
+def test_blocks_that_follow_each_other_are_where_they_belong(copy: PagedCopy, tokens: int, ids: list[int]) -> None:
+    engine, shape = ENGINES["vllm LBHNC"], Shape(tokens=tokens)
+    made, tensors = made_for(engine, shape, copy=copy, blocks=4)
+    kv = noise(1, 2, 2, shape.heads, 4 * tokens, shape.dim, dtype=shape.dtype)
+    for layer, (cache,) in zip(kv[0], tensors, strict=True):
+        for part, block in zip(layer.chunk(4, dim=2), ids, strict=True):
+            cache[block] = torch.cat(list(part), dim=-1)
+    out = rows(1, made.slice_nbytes)
+    made.gather([ids], out)
+    assert torch.equal(out, bits(kv).flatten(1))
+    after = memory(tensors).clone()
+    for (cache,) in tensors:
+        cache[ids] = 0
+    made.scatter([ids], out)
+    assert torch.equal(memory(tensors), after)
 
 
 def test_no_chunks_are_no_work() -> None:
