@@ -56,6 +56,7 @@ class Group:
     first_layer:  where the first of `layer_names` lies among the chunk's layers
     block_tokens: tokens a block
     window:       tokens that a token attends to, itself included; None for all
+    spec:         vLLM's own description of a layer's KV
     space:        without a LoRA adapter
     """
 
@@ -64,6 +65,7 @@ class Group:
     first_layer: int
     block_tokens: int
     window: int | None
+    spec: Any
     space: Space
 
     @property
@@ -167,7 +169,7 @@ def _group(index: int, group: Any, vllm_config: Any, common: Mapping[str, Any]) 
     )
     window = spec.sliding_window if isinstance(spec, SlidingWindowSpec) else None
     first_layer = numbers[0] if pipelined else 0
-    return Group(index, tuple(name for _, name in numbered), first_layer, spec.block_size, window, space)
+    return Group(index, tuple(name for _, name in numbered), first_layer, spec.block_size, window, spec, space)
 
 
 def _attention(model_config: Any, kv_heads: int) -> str:

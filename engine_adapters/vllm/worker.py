@@ -22,7 +22,7 @@ from typing import Any
 
 from engine_adapters.breaker import Breaker
 from engine_adapters.chunk_writer import ChunkWriter
-from engine_adapters.layouts import UNPACKED, Pages, pages_of
+from engine_adapters.layouts import Pages, of_vllm
 from engine_adapters.staging import Plan, plan
 from engine_adapters.vllm.device import Device
 from engine_adapters.vllm.job import SKIP, Load, LoadPart, Report, Save, SavedChunk, Work
@@ -116,27 +116,9 @@ class Worker:
 
     @staticmethod
     def _pages(group: Group, cache: Any) -> Pages:
-        space = group.space
         if isinstance(cache, list | tuple):
             raise LayoutMismatch("a layer with several tensors is not known")
-        if space.attention == "mla":
-            row = int(cache.shape[-1])
-            return pages_of(
-                "vllm-mla",
-                cache,
-                kv_heads=1,
-                head_dim=space.head_dim,
-                block_tokens=group.block_tokens,
-                row_elements=row if row > space.head_dim else None,
-            )
-        return pages_of(
-            "vllm" if space.packing == UNPACKED else "vllm-cpu",
-            cache,
-            kv_heads=int(cache.shape[1]),
-            head_dim=space.head_dim,
-            block_tokens=group.block_tokens,
-            packing=space.packing,
-        )
+        return of_vllm(cache, group.spec, group.space.packing)
 
     # --- what vLLM calls in a step ---
 
