@@ -13,12 +13,17 @@ _CHUNKS = "kvgate_chunks"
 _MAX_CHUNKS = 1 << 20
 
 
+def is_asked_for(params: Mapping[str, Any] | None) -> bool:
+    """Whether a request with these `kv_transfer_params` is to be decoded elsewhere."""
+    return bool(params and params.get("do_remote_decode"))
+
+
 def announcement(params: Mapping[str, Any] | None, chunks: int) -> dict[str, Any] | None:
     """What goes back with a request of these `kv_transfer_params`; None unless it is to be decoded elsewhere.
 
     chunks: how many of the prompt are in the gateway, or about to be
     """
-    if not params or not params.get("do_remote_decode"):
+    if not is_asked_for(params):
         return None
     return {"do_remote_prefill": True, "do_remote_decode": False, _CHUNKS: chunks}
 

@@ -109,7 +109,7 @@ class Scheduling:
         self._held_blocks = 0
         self._next_job = 0
         self._known: OrderedDict[bytes, None] = OrderedDict()
-        self._partly: OrderedDict[bytes, int] = OrderedDict()
+        self._in_flight: dict[bytes, int] = {}
         self._pool: Any = None
         self._evictable = Evictable(block_target) if settings.save == "lazy" else None
 
@@ -219,15 +219,14 @@ class Scheduling:
                 self._pool.free_blocks(reversed(blocks))
         for chunk_hash in report.lost:
             self._known.pop(chunk_hash, None)
-            self._partly.pop(chunk_hash, None)
+            self._in_flight.pop(chunk_hash, None)
         for chunk_hash, workers in report.stored.items():
-            stored = self._partly.pop(chunk_hash, 0) + workers
-            if stored < self._workers:
-                self._partly[chunk_hash] = stored
-            elif self._events is not None:
-                self._events.stored(chunk_hash)
-        while len(self._partly) > self._settings.known_chunks:
-            self._partly.popitem(last=False)
+            if chunk_hash in self._in_flight:
+                self._in_flight[chunk_hash] -= workers
+                if self._in_flight[chunk_hash] <= 0:
+                    del self._in_flight[chunk_hash]
+                    if self._events is not None:
+                        self._events.stored(chunk_hash)
 
     def forget_all(self) -> None:
         """Take nothing for stored any more."""
@@ -275,6 +274,10 @@ class Scheduling:
             for group in range(len(self._groups)):
                 for chunk_hash in found.chains.hashes(group, range(found.chunks)):
                     self._know(chunk_hash)
+                if not found.why and self._settings.load != "none":  # the gateway may have evicted what it had
+                    for chunk_hash in found.chains.hashes(group, range(found.chunks, found.chains.chunks)):
+                        if chunk_hash not in self._in_flight:
+                            self._known.pop(chunk_hash, None)
             tracked.handled = max(tracked.handled, found.chunks)
         return True
 
@@ -334,7 +337,7 @@ class Scheduling:
         lora = chains.spaces[0].lora
         for chunk in range(tracked.handled, chunks):
             new = self._new_parts(chains, chunk, block_ids)
-            if self._evictable is not None:
+            if self._evictable is not None and not handoff.is_asked_for(tracked.request.kv_transfer_params):
                 for part in new:
                     self._evictable.note(lora, part, self._pool)
             elif new and not self._save(lora, new, lambda part: self._describe(tracked, part)):
@@ -371,6 +374,7 @@ class Scheduling:
             self._next_job += 1
             for part in parts:
                 self._know(part.hash)
+                self._in_flight[part.hash] = self._workers
                 if describe is not None:
                     describe(part)
         return True
