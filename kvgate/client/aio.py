@@ -29,6 +29,7 @@ from awscrt.checksums import crc64nvme
 from yarl import URL
 
 from kvgate.auth.sigv4 import Credential
+from kvgate.chunk.form import Stored
 from kvgate.chunk.frame import Status
 from kvgate.chunk.key import ChunkKey, check_bucket, check_key
 from kvgate.chunk.layout import Layout
@@ -216,7 +217,7 @@ class AsyncClient:
         deadline_s: float | None = None,
         *,
         connections: int = loader.CONNECTIONS,
-        layout: Layout | None = None,
+        layout: Layout | Stored | None = None,
         layers: range | None = None,
         heads: range | None = None,
     ) -> Loaded:

@@ -19,8 +19,9 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from kvgate.chunk.form import RAW, Stored, stored_form
 from kvgate.chunk.key import ChunkKey, check_bucket
-from kvgate.chunk.layout import DATA_START, Layout, Strided
+from kvgate.chunk.layout import DATA_START, Layout, Runs
 from kvgate.client.buffers import writable
 from kvgate.client.values import Loaded
 from kvgate.errors import GatewayError, GatewayUnavailable, InvalidArgument, LayoutError
@@ -38,7 +39,7 @@ Arrived = Callable[[int, bool], None]
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The slice `kv[layers, :, heads]` of a chunk, in C order.
+    """The slice `kv[layers, :, heads]` of a chunk, in C order; of several tensors one behind the other.
 
     runs:         its bytes in the chunk object
     chunk_nbytes: of the whole object
@@ -46,7 +47,7 @@ class Cut:
 
     layers: range
     heads: range
-    runs: Strided
+    runs: Runs
     chunk_nbytes: int
 
 
@@ -93,7 +94,7 @@ Local = Callable[[Wanted, Deadline], tuple[int, bool]]
 LocalAsync = Callable[[Wanted, Deadline], Awaitable[tuple[int, bool]]]
 
 
-def cut_of(layout: Layout | None, layers: range | None, heads: range | None) -> Cut | None:
+def cut_of(layout: Layout | Stored | None, layers: range | None, heads: range | None) -> Cut | None:
     """The slice of chunks of this layout, None for all layers or heads; without a layout, None for whole objects.
 
     Raises InvalidArgument for a slice that there is not.
@@ -102,13 +103,14 @@ def cut_of(layout: Layout | None, layers: range | None, heads: range | None) -> 
         if layers is not None or heads is not None:
             raise InvalidArgument("to load layers or heads, give the layout of the space")
         return None
-    layers = range(layout.layers) if layers is None else layers
-    heads = range(layout.kv_heads) if heads is None else heads
+    stored = layout if isinstance(layout, Stored) else stored_form(RAW, layout)
+    layers = range(stored.layout.layers) if layers is None else layers
+    heads = range(stored.layout.kv_heads) if heads is None else heads
     try:
-        runs = layout.head_slices(layers, heads)
+        runs = stored.slices(layers, heads)
     except LayoutError as error:
         raise InvalidArgument(str(error)) from None
-    return Cut(layers, heads, runs.in_file(), DATA_START + layout.nbytes)
+    return Cut(layers, heads, runs.in_file(), DATA_START + stored.nbytes)
 
 
 def load_chunks(local: Local, fetch: Fetch, wanted: Wanted, deadline_s: float, connections: int) -> Loaded:

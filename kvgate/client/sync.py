@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import NoReturn, Self, TypeVar
 
 from kvgate.auth.sigv4 import Credential
+from kvgate.chunk.form import Stored
 from kvgate.chunk.frame import Status
 from kvgate.chunk.key import ChunkKey, check_bucket, check_key
 from kvgate.chunk.layout import Layout
@@ -237,7 +238,7 @@ class Client:
         deadline_s: float | None = None,
         *,
         connections: int = loader.CONNECTIONS,
-        layout: Layout | None = None,
+        layout: Layout | Stored | None = None,
         layers: range | None = None,
         heads: range | None = None,
     ) -> Loaded:
@@ -246,7 +247,8 @@ class Client:
         hashes:        chain hashes of 32 bytes, in order
         buffers:       one a chunk, of exactly its size, or that of its slice
         connections:   used in parallel, at most `max_connections`
-        layout:        of the space, to load slices: `kv[layers, :, heads]` of each chunk in C order, without a header
+        layout:        of the space, to load slices: `kv[layers, :, heads]` of each chunk in C order, without a header;
+                       `space.stored` in a space with a codec of its own
         layers, heads: of each slice; None is all
         """
         return loader.load_chunks(

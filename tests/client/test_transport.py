@@ -211,6 +211,39 @@ def test_chunk_is_stored_once_and_its_bytes_are_not_sent_again(start_shm, local,
         runner.run(other.close())
 
 
+@pytest.mark.parametrize("way", ["shm", "tcp"])
+def test_slices_of_chunks_in_a_codec_are_loaded_too(start_shm, way) -> None:
+    """Such a chunk has several tensors, and a slice some runs of each."""
+    gateway = start_shm()
+    space = Space.from_manifest(
+        SPACE.manifest()
+        | {"layers": 12, "chunk_tokens": 96, "head_dim": 96, "layout_version": 2, "packing": "none"}
+        | {"layer_set": "all", "codec": "int8"}
+    )
+    hashes, bodies = [os.urandom(32) for _ in range(3)], [os.urandom(space.stored.nbytes) for _ in range(3)]
+    with client_of(gateway, local=way == "shm") as client:
+        client.tenant()
+        client.put(BUCKET, str(ManifestKey(space.id)), space.canonical_json())
+        for chunk_hash, body in zip(hashes, bodies, strict=True):
+            assert client.put_chunk(
+                BUCKET, space.id, chunk_hash, [ChunkHeader.encode(space, chunk_hash, bytes(32), 0), body]
+            )
+        before = client.traffic()[way].nbytes
+        moved = 0
+        for layers, heads in [(range(3, 7), None), (None, range(2, 5)), (range(11, 12), range(7, 8)), (None, None)]:
+            runs = space.stored.slices(layers or range(12), heads or range(8))
+            assert len(runs.tensors) > 1
+            buffers = [memoryview(bytearray(runs.nbytes)) for _ in hashes]
+            got = client.load_chunks(BUCKET, space.id, hashes, buffers, layout=space.stored, layers=layers, heads=heads)
+            assert got.leading == 3
+            for buffer, body in zip(buffers, bodies, strict=True):
+                assert buffer == b"".join(body[run.start : run.stop] for run in runs.runs())
+            moved += 3 * runs.nbytes
+        assert client.traffic()[way].nbytes == before + moved
+        raw = [memoryview(bytearray(space.layout.nbytes)) for _ in hashes]
+        assert client.load_chunks(BUCKET, space.id, hashes, raw, layout=space.layout).leading == 0
+
+
 def test_slices_that_there_are_not_are_told_before_anything_is_loaded(start_shm) -> None:
     gateway = start_shm()
     with client_of(gateway) as client:

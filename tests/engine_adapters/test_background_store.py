@@ -84,8 +84,8 @@ def test_close_drops_what_is_left_and_takes_no_more() -> None:
     ledger = Ledger()
     with Silent() as server:
         store = store_to(server.url, ledger, put_deadline_s=1.0)
-        for _ in range(3):
-            store.submit(new_chunks(303))
+        for job in [new_chunks(303) for _ in range(3)]:  # made before the first one's deadline begins
+            store.submit(job)
         store.close(0.1)
         assert not store.submit(new_chunks(303))
         assert store.flush(5)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from awscrt.checksums import crc64nvme
 
-from kvgate.chunk.layout import Strided
+from kvgate.chunk.layout import Runs, Strided
 from kvgate.client.local.run_copy import RunCopy
 from kvgate.errors import GatewayError, GatewayUnavailable
 from kvgate.http.deadline import Deadline
@@ -78,7 +78,7 @@ class Grant:
                     crc = 0
         self._check(right=digests == self._blocks)
 
-    def copy_into(self, target: memoryview, deadline: Deadline, runs: Strided | None = None) -> None:
+    def copy_into(self, target: memoryview, deadline: Deadline, runs: Strided | Runs | None = None) -> None:
         """Copy the object to the front of `target`, a writable view of bytes, each MiB verified where it arrives.
 
         runs: copy these bytes of it instead, one run behind the other; they lie within it. See RunCopy

@@ -14,7 +14,7 @@ from itertools import accumulate
 
 from awscrt.checksums import crc64nvme
 
-from kvgate.chunk.layout import Strided
+from kvgate.chunk.layout import Runs, Strided
 from kvgate.http.deadline import Deadline
 from kvgate.memory.digest import BLOCK_NBYTES
 from kvgate.memory.mapping import Mapping, address_of, move
@@ -26,23 +26,24 @@ _private = threading.local()
 
 
 class RunCopy:
-    """Copies `runs`, all of which lie within an object, one behind the other.
+    """Copies `runs`, all of which lie within an object and none before the one ahead of it, one behind the other.
 
     pieces:  where the object lies: mapping, offset and length
     digests: the crc64nvme of each MiB of it
     """
 
     def __init__(
-        self, pieces: Sequence[tuple[Mapping, int, int]], nbytes: int, digests: Sequence[int], runs: Strided
+        self, pieces: Sequence[tuple[Mapping, int, int]], nbytes: int, digests: Sequence[int], runs: Strided | Runs
     ) -> None:
-        self.blocks = _touched(runs)
+        self._tensors = runs.tensors if isinstance(runs, Runs) else (runs,)
+        self.blocks = _touched(self._tensors)
         """The MiBs that the runs touch, in order."""
         self._pieces = pieces
         self._starts = [0, *accumulate(length for _, _, length in pieces)]
         self._nbytes = nbytes
         self._digests = digests
-        self._runs = runs
-        self._copy_block = self._copy_through if runs.count > 1 and runs.stride < _MANY else self._copy_straight
+        many = any(each.count > 1 and each.stride < _MANY for each in self._tensors)
+        self._copy_block = self._copy_through if many else self._copy_straight
 
     def copy(self, target: memoryview, first: int, last: int, deadline: Deadline) -> bool:
         """Copy what lies in `blocks[first:last]` to its place in `target`, which has the runs' size.
@@ -78,13 +79,15 @@ class RunCopy:
 
     def _parts(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """What the runs have of [start, stop): from where to where in the object, and where it goes in the target."""
-        runs = self._runs
-        first = max(0, (start - runs.start - runs.run_nbytes) // runs.stride + 1)
-        last = min(runs.count, -(-(stop - runs.start) // runs.stride))
-        for index in range(first, last):
-            run = runs.start + index * runs.stride
-            begin, end = max(run, start), min(run + runs.run_nbytes, stop)
-            yield begin, end, index * runs.run_nbytes + begin - run
+        arrives = 0
+        for runs in self._tensors:
+            first = max(0, (start - runs.start - runs.run_nbytes) // runs.stride + 1)
+            last = min(runs.count, -(-(stop - runs.start) // runs.stride))
+            for index in range(first, last):
+                run = runs.start + index * runs.stride
+                begin, end = max(run, start), min(run + runs.run_nbytes, stop)
+                yield begin, end, arrives + index * runs.run_nbytes + begin - run
+            arrives += runs.nbytes
 
     def _copy(self, start: int, stop: int, address: int) -> None:
         for mapping, offset, nbytes in self._spans(start, stop):
@@ -105,10 +108,9 @@ class RunCopy:
             start, at = start + nbytes, at + 1
 
 
-def _touched(runs: Strided) -> Sequence[int]:
-    if runs.count == 1:
-        return range(runs.start // BLOCK_NBYTES, -(-(runs.start + runs.run_nbytes) // BLOCK_NBYTES))
+def _touched(tensors: Sequence[Strided]) -> Sequence[int]:
     blocks: dict[int, None] = {}
-    for run in runs.runs():
-        blocks.update(dict.fromkeys(range(run.start // BLOCK_NBYTES, -(-run.stop // BLOCK_NBYTES))))
+    for runs in tensors:
+        for run in runs.runs():
+            blocks.update(dict.fromkeys(range(run.start // BLOCK_NBYTES, -(-run.stop // BLOCK_NBYTES))))
     return list(blocks)
