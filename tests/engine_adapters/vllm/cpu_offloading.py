@@ -1,7 +1,7 @@
 """vLLM's tiered offloading on its CPU build: the one part of it that needs a GPU, done with memcpy.
 
 vLLM copies KV between the accelerator and the CPU tier with CUDA streams, and its `get_worker` refuses any other
-platform. Everything else, the scheduler's side, the tiers and the shared region that they read and write, is vLLM's own.
+platform. Everything else, the scheduler's side, the tiers and the region that they read and write, is vLLM's own.
 Name it as `spec_name` and `spec_module_path` instead of `TieringOffloadingSpec`.
 """
 
@@ -35,7 +35,7 @@ class CPUTieringOffloadingSpec(TieringOffloadingSpec):
 
 
 class CopyingWorker(OffloadingWorker):
-    """Copies the pages of a job, in vLLM's direct layout: in each chunk's row, tensor after tensor, block after block."""
+    """Copies the pages of a job, in vLLM's direct layout: a row has tensor after tensor, each block after block."""
 
     def __init__(self, kv_caches: Any, blocks_per_chunk: int, region: SharedOffloadRegion) -> None:
         self._region = region
