@@ -80,14 +80,7 @@ def engine_groups(vllm_config: Any, kv_cache_config: Any, settings: Settings) ->
     if reason is not None:
         raise UnsupportedModel(f"kvgate cannot share the KV of this engine: {reason}")
     model_config = vllm_config.model_config
-    weights = settings.weights or _weights_id(model_config)
-    common = {
-        "model": settings.model_name or _model_name(model_config),
-        "weights": _with_arithmetic(weights, vllm_config),
-        "tokenizer": _tokenizer_digest(model_config),
-        "rope": _rope(model_config),
-        "lora": NO_LORA,
-        "multimodal": "vllm-mm-hash-v1" if model_config.is_multimodal_model else "none",
+    common = model_fields(vllm_config, settings.model_name, settings.weights) | {
         "chunk_tokens": settings.chunk_tokens,
         "hash_scheme": HASH_SCHEME,
     }
@@ -103,15 +96,30 @@ def engine_groups(vllm_config: Any, kv_cache_config: Any, settings: Settings) ->
     return groups
 
 
+def model_fields(vllm_config: Any, model_name: str | None, weights: str | None) -> dict[str, Any]:
+    """What a space says of the model itself, without LoRA adapters. Raises UnsupportedModel.
+
+    model_name, weights: from the user; None to find them out, for which all files of the weights are hashed
+    """
+    model_config = vllm_config.model_config
+    return {
+        "model": model_name or _model_name(model_config),
+        "weights": _with_arithmetic(weights or _weights_id(model_config), vllm_config),
+        "tokenizer": _tokenizer_digest(model_config),
+        "rope": _rope(model_config),
+        "lora": NO_LORA,
+        "multimodal": "vllm-mm-hash-v1" if model_config.is_multimodal_model else "none",
+    }
+
+
 def with_lora(space: Space, digest: str) -> Space:
     """The same space with the KV of a LoRA adapter."""
     return space if digest == NO_LORA else Space.from_manifest({**space.manifest(), "lora": digest})
 
 
-def _reasons_against(vllm_config: Any, kv_cache_config: Any) -> Iterator[str]:
-    parallel, cache = vllm_config.parallel_config, vllm_config.cache_config
-    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
-        yield "context parallelism spreads the tokens of a block over ranks"
+def reasons_against(vllm_config: Any) -> Iterator[str]:
+    """Why this engine's KV has no name that other engines could trust, whatever form it is shared in."""
+    cache = vllm_config.cache_config
     if vllm_config.model_config.is_encoder_decoder:
         yield "an encoder-decoder; its KV depends on the encoder's input"
     if cache.prefix_caching_hash_algo not in _CRYPTOGRAPHIC:
@@ -123,6 +131,13 @@ def _reasons_against(vllm_config: Any, kv_cache_config: Any) -> Iterator[str]:
         yield "calculate_kv_scales takes the scales of fp8 KV from the first prompt, so that no name covers them"
     if vllm_config.speculative_config is not None and vllm_config.speculative_config.use_eagle():
         yield "speculative decoding with a draft model that has KV of its own, whose weights are not in the space"
+
+
+def _reasons_against(vllm_config: Any, kv_cache_config: Any) -> Iterator[str]:
+    parallel = vllm_config.parallel_config
+    if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
+        yield "context parallelism spreads the tokens of a block over ranks"
+    yield from reasons_against(vllm_config)
     if not kv_cache_config.prefix_cacheable_group_ids:
         yield "it has no group of layers whose KV can be cached"
     for group in kv_cache_config.transfer_groups:
@@ -151,7 +166,7 @@ def _group(index: int, group: Any, vllm_config: Any, common: Mapping[str, Any]) 
         raise UnsupportedModel("it has layers of a draft model, whose weights are not in the space")
     own = len(numbers) < whole and not pipelined
     layer_set = spell_layer_set(numbers, whole) if own else ALL_LAYERS
-    packing = _packing(vllm_config, spec)
+    packing = packing_of(vllm_config, spec)
     mla = isinstance(spec, MLAAttentionSpec)
     kv_heads = 1 if mla else model_config.get_total_num_kv_heads()
     if not mla and spec.num_kv_heads != max(1, kv_heads // vllm_config.parallel_config.tensor_parallel_size):
@@ -188,7 +203,8 @@ def _dtype(spec: AttentionSpec, vllm_config: Any) -> str:
     return _DTYPES[str(spec.dtype)]
 
 
-def _packing(vllm_config: Any, spec: AttentionSpec) -> str:
+def packing_of(vllm_config: Any, spec: AttentionSpec) -> str:
+    """How the engine orders the elements of a block on this machine, as a tag for a space."""
     if not current_platform.is_cpu() or isinstance(spec, MLAAttentionSpec):
         return NO_PACKING
     from vllm import _custom_ops as ops  # noqa: PLC0415 - registers the CPU kernels

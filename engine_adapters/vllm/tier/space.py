@@ -8,6 +8,7 @@ that; the rest as a digest in `packing`, whose beginning is for people.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import rfc8785
@@ -16,8 +17,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.offloading.canonical_mapping i
 from vllm.platforms import current_platform
 from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.kv_cache_utils import resolve_none_hash_seed
-from vllm.v1.kv_cache_interface import FullAttentionSpec, UniformTypeKVCacheSpecs
+from vllm.v1.kv_cache_interface import AttentionSpec, FullAttentionSpec, UniformTypeKVCacheSpecs
 
+from engine_adapters.vllm.space import model_fields, packing_of, reasons_against
 from engine_adapters.vllm.tier.config import TierConfig
 from engine_adapters.vllm.tier.engine import Engine
 from engine_adapters.vllm.tier.traffic import GroupSpace
@@ -28,16 +30,6 @@ _SCHEMES = {"sha256_cbor": VLLM_SHA256_CBOR, "sha256": VLLM_SHA256}
 _MAX_HEAD_DIM = 1 << 16
 
 
-def hash_scheme(algorithm: str) -> str:
-    """The scheme of vLLM's block hashes. Raises UnsupportedModel for hashes that can collide."""
-    if algorithm not in _SCHEMES:
-        raise UnsupportedModel(
-            f"prefix_caching_hash_algo is {algorithm}: its hashes can be equal for different prompts, whose KV would "
-            "then be mixed up in the shared cache; set it to sha256_cbor (--prefix-caching-hash-algo sha256_cbor)"
-        )
-    return _SCHEMES[algorithm]
-
-
 def group_spaces(engine: Engine, offloading: Any, row_nbytes: int, config: TierConfig) -> dict[int, GroupSpace]:
     """The space of each of vLLM's groups of layers, by its index.
 
@@ -45,15 +37,12 @@ def group_spaces(engine: Engine, offloading: Any, row_nbytes: int, config: TierC
     row_nbytes: of vLLM's CPU tier
     Raises UnsupportedModel and InvalidManifest.
     """
-    cache = engine.vllm_config.cache_config
-    scheme = hash_scheme(cache.prefix_caching_hash_algo)
-    if getattr(cache, "calculate_kv_scales", False):
-        raise UnsupportedModel(
-            "calculate_kv_scales takes the scales of fp8 KV from the first prompt, so that no name covers them; "
-            "kvgate cannot share the KV of this engine"
-        )
-    seed = resolve_none_hash_seed(get_hash_fn_by_name(cache.prefix_caching_hash_algo))
-    identity = model_identity(engine.vllm_config, config)
+    reason = next(_reasons_against(engine, offloading), None)
+    if reason is not None:
+        raise UnsupportedModel(f"kvgate cannot share the KV of this engine: {reason}")
+    algorithm = engine.vllm_config.cache_config.prefix_caching_hash_algo
+    seed = resolve_none_hash_seed(get_hash_fn_by_name(algorithm))
+    fields = model_fields(engine.vllm_config, config.model_name, config.weights)
     common = _what_orders_the_bytes(engine.vllm_config, offloading) | {
         "seed": hashlib.sha256(seed.encode()).hexdigest()
     }
@@ -61,19 +50,20 @@ def group_spaces(engine: Engine, offloading: Any, row_nbytes: int, config: TierC
     for group in offloading.groups:
         spec = engine.kv_cache_config.kv_cache_groups[group.group_id].kv_cache_spec
         told = common | {"group": group.group_id, "layers": list(group.layer_names), "spec": repr(spec)}
+        if isinstance(spec, AttentionSpec):
+            told["packing"] = packing_of(engine.vllm_config, spec)
         digest = hashlib.sha256(rfc8785.dumps(told)).hexdigest()
         chunk_tokens = group.tokens_per_block * offloading.cache.blocks_per_chunk
         layers, head_dim = _opaque_shape(row_nbytes, chunk_tokens)
         space = Space(
-            **identity,
+            **fields,
             dtype="U8",
             layers=layers,
             kv_heads=1,
             head_dim=head_dim,
             attention="mla",
-            lora="none",
             chunk_tokens=chunk_tokens,
-            hash_scheme=scheme,
+            hash_scheme=_SCHEMES[algorithm],
             layout_version=EXTENDED_LAYOUT_VERSION,
             packing=f"vllm-offload-tp{offloading.parallel.tp_size}-g{group.group_id}-{digest}",
         )
@@ -81,13 +71,20 @@ def group_spaces(engine: Engine, offloading: Any, row_nbytes: int, config: TierC
     return spaces
 
 
+def _reasons_against(engine: Engine, offloading: Any) -> Iterator[str]:
+    yield from reasons_against(engine.vllm_config)
+    if offloading.kv_cache_layout is None:
+        yield "vLLM does not tell the layout of its KV cache"
+    if any(engine.kv_cache_config.kv_cache_groups[group.group_id].is_eagle_group for group in offloading.groups):
+        yield "layers of a draft model, whose weights are not in the space"
+
+
 def _what_orders_the_bytes(vllm_config: Any, offloading: Any) -> dict[str, Any]:
-    parallel, attention = offloading.parallel, vllm_config.attention_config
+    parallel = offloading.parallel
     return {
         "vllm": vllm.__version__,
-        "device": f"{current_platform.device_name} {current_platform.get_device_name()}",
-        "attention": str(getattr(attention, "backend", None)),
-        "layout": str(offloading.kv_cache_layout),
+        "device": current_platform.device_name,
+        "layout": offloading.kv_cache_layout,
         "canonical": canonical_format_id(offloading.kv_cache_layout) if offloading.canonical_layout else None,
         "replicated": offloading.replicated_layout,
         "dtype": offloading.model.dtype,
@@ -113,16 +110,3 @@ def _opaque_shape(row_nbytes: int, chunk_tokens: int) -> tuple[int, int]:
         f"a chunk of vLLM's CPU tier has {row_nbytes} bytes, which {chunk_tokens} tokens do not divide; set "
         "blocks_per_chunk in kv_connector_extra_config so that they do, a power of two for example"
     )
-
-
-def model_identity(vllm_config: Any, config: TierConfig) -> dict[str, Any]:
-    """TEMP"""
-    if not config.weights:
-        raise UnsupportedModel("weights")
-    return {
-        "model": config.model_name or vllm_config.model_config.model,
-        "weights": config.weights,
-        "tokenizer": "0" * 64,
-        "rope": {},
-        "multimodal": "none",
-    }

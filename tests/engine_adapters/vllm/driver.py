@@ -177,8 +177,13 @@ class Driver:
                 values[metric.name] = values.get(metric.name, 0.0) + metric.value
         return values
 
-    def reset_prefix_cache(self) -> bool:
-        return bool(self.engine.reset_prefix_cache())
+    def by_outcome(self, name: str) -> dict[str, float]:
+        """A counter's value for each value of its label `outcome`."""
+        found = [metric for metric in self.engine.get_metrics() if metric.name == name and hasattr(metric, "value")]
+        return {metric.labels["outcome"]: metric.value for metric in found}
+
+    def reset_prefix_cache(self, connector: bool) -> bool:
+        return bool(self.engine.reset_prefix_cache(reset_connector=connector))
 
     def shutdown(self) -> None:
         self.engine.engine_core.shutdown()

@@ -253,9 +253,15 @@ class Engine:
     def metrics(self) -> dict[str, float]:
         return self._ask("metrics")
 
-    def reset_prefix_cache(self) -> None:
-        """Forget the KV in the engine itself, so that what is asked next comes from elsewhere."""
-        assert self._ask("reset_prefix_cache") is True
+    def by_outcome(self, name: str) -> dict[str, float]:
+        return self._ask("by_outcome", name=name)
+
+    def reset_prefix_cache(self, connector: bool = False) -> None:
+        """Forget the KV in the engine itself, so that what is asked next comes from elsewhere.
+
+        connector: have the connector forget its own, too
+        """
+        assert self._ask("reset_prefix_cache", connector=connector) is True
 
     def _ask(self, do: str, **arguments: Any) -> Any:
         self._send(do, **arguments)

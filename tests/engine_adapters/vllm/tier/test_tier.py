@@ -1,0 +1,255 @@
+"""kvgate as a tier of vLLM's own offloading, in the real engine, with the configuration of the page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvgate.chunk.space import Space
+from kvgate.client.sync import Client
+from tests.engine_adapters.vllm.engine import (
+    BLOCK_TOKENS,
+    LLAMA,
+    LORA_ONE,
+    LORA_TWO,
+    SLIDING,
+    Engine,
+    Request,
+    Result,
+)
+from tests.engine_adapters.vllm.prompts import prompt
+from tests.engine_adapters.vllm.tier.page import configuration, tier_of
+from tests.faults.proxy import Corrupt, FaultProxy
+from tests.gateways import ALPHA, RunningGateway
+
+pytestmark = pytest.mark.engine
+
+BUCKET = "alpha-bucket"
+BLOCKS = 8
+TOKENS = BLOCKS * BLOCK_TOKENS + 5
+STORED_S = 60.0
+
+StartEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def start_tiered(start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
+    """Start an engine whose KV goes to this gateway."""
+
+    def start(url: str, model: Path = LLAMA, options: dict[str, Any] | None = None, **arguments: Any) -> Engine:
+        monkeypatch.setenv("KVGATE_URL", url)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ALPHA.access_key)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ALPHA.secret_key)
+        config = configuration("The kvgate tier")
+        tier_of(config).update({"bucket": BUCKET} | (options or {}))
+        return start_engine(model, **{"kv_transfer_config": config} | arguments)
+
+    return start
+
+
+def client_of(gateway: RunningGateway) -> Client:
+    return Client(gateway.url, ALPHA.access_key, ALPHA.secret_key, deadline_s=20)
+
+
+def chunks_in(gateway: RunningGateway) -> set[str]:
+    with client_of(gateway) as client:
+        keys = {entry.key for entry in client.list(BUCKET, "kv/")}
+    return {key for key in keys if not key.endswith("manifest.json")}
+
+
+def wait_for_chunks(engine: Engine, gateway: RunningGateway, count: int) -> set[str]:
+    """Let the engine step until so many chunks are stored."""
+    deadline = time.monotonic() + STORED_S
+    while len(found := chunks_in(gateway)) < count:
+        assert time.monotonic() < deadline, f"{len(found)} of {count} chunks are stored"
+        engine.idle(0.2)
+    return found
+
+
+def outcomes(engine: Engine, kind: str) -> dict[str, float]:
+    """How many chunks were looked up, loaded or stored, by what came of it."""
+    return engine.by_outcome(f"vllm:kv_offload_kvgate_{kind}")
+
+
+def open_leases(gateway: RunningGateway) -> int:
+    with client_of(gateway) as client:
+        return client.stats().leases
+
+
+def tokens_of(results: list[Result]) -> list[list[int]]:
+    return [result.tokens for result in results]
+
+
+def test_a_second_engine_says_the_same_from_what_the_first_has_stored(
+    shared_engine: StartEngine, start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+) -> None:
+    gateway = start_gateway()
+    document = prompt("document", 6 * BLOCK_TOKENS)
+    requests = [Request([*document, *prompt(f"question {n}", 2 * BLOCK_TOKENS + 3)]) for n in range(4)]
+    requests += [Request(prompt(f"alone {n}", TOKENS)) for n in range(2)]
+    alone = tokens_of(shared_engine(LLAMA).generate(requests))
+    stored = 6 + 4 * 2 + 2 * BLOCKS
+
+    first = start_tiered(gateway.url)
+    assert tokens_of(first.generate(requests, concurrency=3)) == alone
+    assert len(wait_for_chunks(first, gateway, stored)) == stored, "nothing but full chunks of prompts is stored"
+    first.close()
+
+    second = start_tiered(gateway.url)
+    results = second.generate(requests, concurrency=3)
+    assert tokens_of(results) == alone
+    possible = sum(len(request.prompt) // BLOCK_TOKENS * BLOCK_TOKENS for request in requests)
+    assert sum(result.external_tokens + result.local_tokens for result in results) >= 0.95 * possible
+    assert outcomes(second, "loads") == {"loaded": stored}
+    assert outcomes(second, "stores").get("stored", 0) == 0
+    deadline = time.monotonic() + STORED_S
+    while open_leases(gateway):
+        assert time.monotonic() < deadline, "a lease was not given back"
+        second.idle(0.1)
+    second.close()
+    (manifest,) = {key.split("/")[1] for key in chunks_in(gateway)}
+    with client_of(gateway) as client:
+        space = Space.from_canonical_json(client.get(BUCKET, f"kv/{manifest}/manifest.json").body)
+    assert (space.dtype, space.chunk_tokens, space.hash_scheme) == ("U8", BLOCK_TOKENS, "vllm-sha256-cbor-v1")
+    assert space.packing.startswith("vllm-offload-tp1-g0-")
+    assert space.weights.startswith("sha256:")
+
+
+def test_layers_with_a_sliding_window_have_a_space_of_their_own_and_are_found_again(
+    shared_engine: StartEngine, start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+) -> None:
+    gateway = start_gateway()
+    tokens = prompt("sliding", TOKENS)
+    alone = shared_engine(SLIDING).tell(tokens).tokens
+    first = start_tiered(gateway.url, SLIDING)
+    assert first.tell(tokens).tokens == alone
+    keys = wait_for_chunks(first, gateway, BLOCKS + 1)
+    assert len({key.split("/")[1] for key in keys}) == 2
+    first.close()
+    second = start_tiered(gateway.url, SLIDING)
+    result = second.tell(tokens)
+    assert result.tokens == alone
+    assert result.external_tokens == BLOCKS * BLOCK_TOKENS
+
+
+def test_requests_outlive_a_gateway_that_is_killed_and_use_it_when_it_is_back(
+    shared_engine: StartEngine, start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+) -> None:
+    gateway = start_gateway(store={"ack": "disk"})
+    requests = [Request(prompt(f"killed {n}", TOKENS), max_tokens=24) for n in range(8)]
+    alone = tokens_of(shared_engine(LLAMA).generate(requests))
+    engine = start_tiered(gateway.url)
+    engine.generate(requests[:2])
+    wait_for_chunks(engine, gateway, 2 * BLOCKS)
+    engine.close()
+
+    engine = start_tiered(gateway.url)
+    engine.wait_until_ready()
+    engine.begin(requests, concurrency=2)
+    while gateway.answered("Match") < 2:
+        time.sleep(0.01)
+    gateway.kill()
+    assert tokens_of(engine.end()) == alone
+    gateway.start()
+    deadline = time.monotonic() + STORED_S
+    new = 0
+    while not outcomes(engine, "stores").get("stored"):
+        assert time.monotonic() < deadline, "the gateway is back, and nothing is stored"
+        engine.tell(prompt(f"after {new}", TOKENS))
+        engine.idle(0.5)
+        new += 1
+    engine.close()
+
+
+def test_chunks_that_come_corrupted_are_computed_again(
+    shared_engine: StartEngine, start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+) -> None:
+    gateway = start_gateway()
+    tokens = prompt("corrupt", TOKENS)
+    alone = shared_engine(LLAMA).tell(tokens).tokens
+    first = start_tiered(gateway.url)
+    assert first.tell(tokens).tokens == alone
+    wait_for_chunks(first, gateway, BLOCKS)
+    first.close()
+    with FaultProxy(gateway.port) as proxy:
+        second = start_tiered(f"http://127.0.0.1:{proxy.port}")
+        second.wait_until_ready()
+        proxy.fault = Corrupt(at=150_000)
+        result = second.tell(tokens)
+        assert result.tokens == alone
+        assert result.external_tokens < BLOCKS * BLOCK_TOKENS
+        assert outcomes(second, "loads")["broken"] >= 1
+        second.close()
+
+
+def test_salts_and_adapters_do_not_meet(
+    shared_engine: StartEngine, start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+) -> None:
+    gateway = start_gateway()
+    lora = {"enable_lora": True, "max_lora_rank": 8}
+    tokens = prompt("salted", TOKENS)
+    plain = shared_engine(LLAMA, **lora)
+    alone = [plain.tell(tokens, lora=adapter).tokens for adapter in (None, LORA_ONE, LORA_TWO)]
+    first = start_tiered(gateway.url, **lora)
+    assert first.tell(tokens, lora=LORA_ONE).tokens == alone[1]
+    assert first.tell(tokens, salt="one").tokens == alone[0]
+    salted = wait_for_chunks(first, gateway, BLOCKS)
+    assert len(salted) == BLOCKS, "the adapter's chunks stay out: vLLM's hash has its name, not its weights"
+    assert outcomes(first, "stores")["lora"] == BLOCKS
+    first.close()
+    second = start_tiered(gateway.url, **lora)
+    results = [
+        second.tell(tokens, lora=LORA_TWO),
+        second.tell(tokens, salt="two"),
+        second.tell(tokens),
+        second.tell(tokens, salt="one"),
+    ]
+    assert tokens_of(results) == [alone[2], alone[0], alone[0], alone[0]]
+    assert [result.external_tokens for result in results] == [0, 0, 0, BLOCKS * BLOCK_TOKENS]
+    second.close()
+
+
+def test_after_a_reset_the_tier_rests_because_weights_may_have_changed(
+    start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+) -> None:
+    gateway = start_gateway()
+    engine = start_tiered(gateway.url)
+    tokens = prompt("reset", TOKENS)
+    said = engine.tell(tokens).tokens
+    wait_for_chunks(engine, gateway, BLOCKS)
+    engine.reset_prefix_cache(connector=True)
+    result = engine.tell(tokens)
+    assert (result.tokens, result.external_tokens) == (said, 0)
+    assert outcomes(engine, "stores")["reset"] == BLOCKS
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "mend"),
+    [
+        ({"prefix_caching_hash_algo": "xxhash"}, "set it to sha256_cbor"),
+        ({"connector": "OffloadingConnector"}, "set kv_connector to KVGateOffloadingConnector"),
+        ({"options": {"buckett": "b"}}, "unknown key; "),
+    ],
+    ids=["hashes-that-collide", "vllms-own-connector", "misspelt-option"],
+)
+def test_engines_whose_kv_has_no_safe_name_are_refused_with_the_mend(
+    start_tiered: Callable[..., Engine],
+    start_gateway: Callable[..., RunningGateway],
+    changes: dict[str, Any],
+    mend: str,
+) -> None:
+    changes = dict(changes)
+    if connector := changes.pop("connector", None):
+        config = configuration("The kvgate tier")
+        config["kv_connector"] = connector
+        del config["kv_connector_module_path"]
+        tier_of(config)["bucket"] = BUCKET
+        changes["kv_transfer_config"] = config
+    engine = start_tiered("http://127.0.0.1:1", **changes)
+    with pytest.raises(AssertionError, match=mend):
+        engine.wait_until_ready()
