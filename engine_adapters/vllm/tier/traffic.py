@@ -197,7 +197,7 @@ class Traffic:
                     [_hash(job.keys[index]) for index in members],
                     [job.rows[index] for index in members],
                     left_s,
-                    layers=range(space.layers),
+                    layout=space.layout,
                 )
                 done.update(job.keys[index] for index, whole in zip(members, loaded.arrived, strict=True) if whole)
                 if all(loaded.arrived):
@@ -222,16 +222,11 @@ class Traffic:
                 found = self._spaces[group]
                 if dropped or not self._breakers[Urgency.STORE].allows():
                     break
-                hashes = [_hash(job.keys[index]) for index in members]
                 self._introduce(time.monotonic() + self._config.store_deadline)
-                # What another engine has stored need not be sent. The lease ends by itself.
-                match = self._client.match(
-                    self._config.bucket, found.space.id, hashes, lease_s=1, deadline_s=self._config.store_deadline
-                )
-                done.update(job.keys[index] for index in members[: match.matched])
-                for index, chunk_hash in list(zip(members, hashes, strict=True))[match.matched :]:
+                for index in members:
                     if self._hurried.is_set():
                         break
+                    chunk_hash = _hash(job.keys[index])
                     header = ChunkHeader.encode(found.space, chunk_hash, NO_PARENT, 0)
                     if self._writer.put(found.space, chunk_hash, (header, job.rows[index])):
                         new.add(job.keys[index])

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from tests.gateways import ALPHA
+
 PAGE = Path(__file__).parents[4] / "docs" / "vllm-offloading.md"
 CPU_NBYTES = 64 << 20
 
@@ -25,6 +27,11 @@ def configuration(heading: str) -> dict[str, Any]:
     extra["cpu_bytes_to_use"] = CPU_NBYTES
     extra["blocks_per_chunk"] = 1  # the prompts of the tests are short
     return config
+
+
+def access_to(url: str) -> dict[str, str]:
+    """The environment in which the page has vLLM started."""
+    return {"KVGATE_URL": url, "AWS_ACCESS_KEY_ID": ALPHA.access_key, "AWS_SECRET_ACCESS_KEY": ALPHA.secret_key}
 
 
 def tier_of(config: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tests.engine_adapters.vllm.engine import (
     Result,
 )
 from tests.engine_adapters.vllm.prompts import prompt
-from tests.engine_adapters.vllm.tier.page import configuration, tier_of
+from tests.engine_adapters.vllm.tier.page import access_to, configuration, tier_of
 from tests.faults.proxy import Corrupt, FaultProxy
 from tests.gateways import ALPHA, RunningGateway
 
@@ -37,16 +37,13 @@ StartEngine = Callable[..., Engine]
 
 
 @pytest.fixture
-def start_tiered(start_engine: StartEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Engine]:
-    """Start an engine whose KV goes to this gateway."""
+def start_tiered(start_engine: StartEngine) -> StartEngine:
+    """Start an engine whose KV goes to the gateway of this URL."""
 
     def start(url: str, model: Path = LLAMA, options: dict[str, Any] | None = None, **arguments: Any) -> Engine:
-        monkeypatch.setenv("KVGATE_URL", url)
-        monkeypatch.setenv("AWS_ACCESS_KEY_ID", ALPHA.access_key)
-        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ALPHA.secret_key)
         config = configuration("The kvgate tier")
         tier_of(config).update({"bucket": BUCKET} | (options or {}))
-        return start_engine(model, **{"kv_transfer_config": config} | arguments)
+        return start_engine(model, environment=access_to(url), **{"kv_transfer_config": config} | arguments)
 
     return start
 
@@ -85,7 +82,7 @@ def tokens_of(results: list[Result]) -> list[list[int]]:
 
 
 def test_a_second_engine_says_the_same_from_what_the_first_has_stored(
-    shared_engine: StartEngine, start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+    shared_engine: StartEngine, start_tiered: StartEngine, start_gateway: Callable[..., RunningGateway]
 ) -> None:
     gateway = start_gateway()
     document = prompt("document", 6 * BLOCK_TOKENS)
@@ -120,7 +117,7 @@ def test_a_second_engine_says_the_same_from_what_the_first_has_stored(
 
 
 def test_layers_with_a_sliding_window_have_a_space_of_their_own_and_are_found_again(
-    shared_engine: StartEngine, start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+    shared_engine: StartEngine, start_tiered: StartEngine, start_gateway: Callable[..., RunningGateway]
 ) -> None:
     gateway = start_gateway()
     tokens = prompt("sliding", TOKENS)
@@ -137,7 +134,7 @@ def test_layers_with_a_sliding_window_have_a_space_of_their_own_and_are_found_ag
 
 
 def test_requests_outlive_a_gateway_that_is_killed_and_use_it_when_it_is_back(
-    shared_engine: StartEngine, start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+    shared_engine: StartEngine, start_tiered: StartEngine, start_gateway: Callable[..., RunningGateway]
 ) -> None:
     gateway = start_gateway(store={"ack": "disk"})
     requests = [Request(prompt(f"killed {n}", TOKENS), max_tokens=24) for n in range(8)]
@@ -166,7 +163,7 @@ def test_requests_outlive_a_gateway_that_is_killed_and_use_it_when_it_is_back(
 
 
 def test_chunks_that_come_corrupted_are_computed_again(
-    shared_engine: StartEngine, start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+    shared_engine: StartEngine, start_tiered: StartEngine, start_gateway: Callable[..., RunningGateway]
 ) -> None:
     gateway = start_gateway()
     tokens = prompt("corrupt", TOKENS)
@@ -187,7 +184,7 @@ def test_chunks_that_come_corrupted_are_computed_again(
 
 
 def test_salts_and_adapters_do_not_meet(
-    shared_engine: StartEngine, start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+    shared_engine: StartEngine, start_tiered: StartEngine, start_gateway: Callable[..., RunningGateway]
 ) -> None:
     gateway = start_gateway()
     lora = {"enable_lora": True, "max_lora_rank": 8}
@@ -214,7 +211,7 @@ def test_salts_and_adapters_do_not_meet(
 
 
 def test_after_a_reset_the_tier_rests_because_weights_may_have_changed(
-    start_tiered: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+    start_tiered: StartEngine, start_gateway: Callable[..., RunningGateway]
 ) -> None:
     gateway = start_gateway()
     engine = start_tiered(gateway.url)
@@ -238,7 +235,7 @@ def test_after_a_reset_the_tier_rests_because_weights_may_have_changed(
     ids=["hashes-that-collide", "vllms-own-connector", "misspelt-option"],
 )
 def test_engines_whose_kv_has_no_safe_name_are_refused_with_the_mend(
-    start_tiered: Callable[..., Engine],
+    start_tiered: StartEngine,
     start_gateway: Callable[..., RunningGateway],
     changes: dict[str, Any],
     mend: str,
