@@ -38,7 +38,7 @@ SPACE = Space(
     hash_scheme="kvgate-sha256-chain-v1",
     layout_version=1,
 )
-_PACKED = Space.from_manifest(SPACE.manifest() | {"layout_version": 2, "packing": "amx-32", "layer_set": "0,2"})
+_PACKED = Space(**(SPACE.manifest() | {"layout_version": 2, "packing": "amx-32", "layer_set": "0,2"}))
 _KEY = ChunkKey(SPACE.id, "ab" * 32)
 _GOOD = ChunkHeader.encode(SPACE, bytes.fromhex(_KEY.hash), bytes(32), 16)
 _JSON = _GOOD[8:].rstrip()
@@ -131,13 +131,14 @@ _SEEDS = (
     b'\x00\x0a{"a": [1, 2.5, "x", {}], "b": {"c": null}}',
     rb'{"a": [1, -2.5e3, true, false, null, "\u00e9\ud83d\ude00"], "": {}}',
 )
-_SEEDS_V2 = (b"\x02" + _PACKED.canonical_json(), b'\x03\x01\x0f"0-1,3-4"')
+_SEEDS_V2 = (b"\x02" + _PACKED.canonical_json(), b'\x03\x01\x0f"1,3"')
 _WORDS = (
     *(b'"__metadata__"', b'"dtype"', b'"shape"', b'"data_offsets"', b'"kv"', b'"F16"', b'"format"', b'"codec"'),
     *(b'"rope"', b"[", b"]", b"{", b"}", b",", b":", b'"', b"null", b"NaN", b"-Infinity", b"1e999", b"1E400", b"-0"),
     *(b"-0.0", b"1.0", b"9223372036854775807", b"9223372036854775808", b"9007199254740993", b"9" * 400, b"9" * 5000),
     *(b"[" * 2000, rb"\ud800", rb"\u0000", b"\xff", b"\x00", b" ", b'{"a":1,"a":2}', b"1e16", b"5e-324"),
     *(b'{"a":' * 200, b"[]", b"0", b'"packing"', b'"layer_set"', b'"layout_version":2', b'"0-4,6"', b'"all"'),
+    *(b'"raw"', b'"int8"'),
 )
 
 TARGETS = (

@@ -311,7 +311,8 @@ def test_chunks_of_layout_version_2_under_an_engines_hashes_are_stored_matched_a
     client.create_bucket(bucket)
     space = Space.from_manifest(
         SPACE.manifest()
-        | {"layout_version": 2, "packing": "vllm-cpu-amx-32", "layer_set": "0-1,4,6", "hash_scheme": VLLM_SHA256_CBOR}
+        | {"layout_version": 2, "packing": "vllm-cpu-amx-32", "layer_set": "0-1,4,6", "codec": "raw"}
+        | {"hash_scheme": VLLM_SHA256_CBOR}
     )
     client.put(bucket, str(ManifestKey(space.id)), space.canonical_json())
     hashes, kv = [os.urandom(32) for _ in range(3)], os.urandom(space.layout.nbytes)
