@@ -33,15 +33,10 @@ class Rows:
         self._changed = threading.Condition()
         self._closed = False
 
-    def take(self) -> int | None:
-        """A row; waits for one. None once closed."""
+    def take(self, wait_s: float) -> int | None:
+        """A row; None when none is free within `wait_s` seconds, or ever again."""
         with self._changed:
-            self._changed.wait_for(lambda: self._free or self._closed)
-            return None if self._closed else self._free.pop()
-
-    def take_now(self) -> int | None:
-        """A row that is free now; None when there is none."""
-        with self._changed:
+            self._changed.wait_for(lambda: self._free or self._closed, wait_s)
             return self._free.pop() if self._free and not self._closed else None
 
     def give(self, row: int) -> None:

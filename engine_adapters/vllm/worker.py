@@ -41,6 +41,8 @@ from kvgate.errors import GatewayError, GatewayUnavailable, LayoutMismatch
 _log = logging.getLogger(__name__)
 
 _CLOSE_S = 10.0
+_ROW_WAIT_S = 1.0
+"""How long a save waits for room to copy its blocks to; meanwhile it keeps them from vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,6 @@ class Worker:
         self._invalid: set[int] = set()
         self._gates: list[LayerGate] = []
         self._early: dict[tuple[int, bytes], _Early] = {}
-        self._closed = False
         self._knows_ways = False
 
     def register(self, caches: dict[str, Any]) -> None:
@@ -153,7 +154,7 @@ class Worker:
                 if chunk.group == group:
                     early = self._early.get((save.job, chunk.hash))
                     if early is None:
-                        row = self._save_rows.take_now()
+                        row = self._save_rows.take(0)
                         if row is None:
                             continue
                         early = self._early[save.job, chunk.hash] = _Early(row)
@@ -190,14 +191,13 @@ class Worker:
         return report or None
 
     def close(self) -> None:
-        """Take no more, end what is under way within seconds, and let go of the gateway."""
-        self._closed = True
-        pools = [pool for pool in (self._taking, self._loading, self._storing) if pool is not None]
-        for pool in pools:
-            pool.shutdown(wait=False, cancel_futures=False)
+        """Store what is to be stored, within seconds, and let go of the gateway."""
         deadline = time.monotonic() + _CLOSE_S
-        while time.monotonic() < deadline and any(thread.is_alive() for pool in pools for thread in pool._threads):
-            time.sleep(0.01)
+        for pool in (self._taking, self._loading, self._storing):
+            if pool is not None:
+                pool.shutdown(wait=False)
+                for thread in pool._threads:  # there is no other way to wait for them, but not for ever
+                    thread.join(max(deadline - time.monotonic(), 0))
         if self._plans:
             self._save_rows.close()
             self._load_rows.close()
@@ -263,7 +263,7 @@ class Worker:
             taken: list[int] = []
             try:
                 for _ in hashes:
-                    row = self._load_rows.take()
+                    row = self._load_rows.take(deadline - time.monotonic())
                     if row is None:
                         return done
                     taken.append(row)
@@ -331,7 +331,7 @@ class Worker:
             if early is not None:
                 self._save_rows.give(early.row)
         if left:
-            self.tally.not_stored("closed" if self._breaker.allows() else "gateway unavailable", len(left))
+            self.tally.not_stored("staging full" if self._breaker.allows() else "gateway unavailable", len(left))
         self._end_save(save, lost=[chunk.hash for chunk in left])
 
     def _take_chunk(self, save: Save, chunk: SavedChunk, submitted: Any) -> bool:
@@ -339,7 +339,7 @@ class Worker:
         assert self._storing is not None
         early = self._early.pop((save.job, chunk.hash), None)
         if early is None:
-            row = self._save_rows.take()
+            row = self._save_rows.take(_ROW_WAIT_S)
             if row is None:
                 return False
             early = _Early(row)
