@@ -31,12 +31,14 @@ from engine_adapters.vllm.metrics import Tally
 from engine_adapters.vllm.rows import Rows
 from engine_adapters.vllm.settings import Settings
 from engine_adapters.vllm.space import Group, with_lora
-from kvgate.chunk.header import ChunkHeader
+from kvgate.chunk.form import RAW
+from kvgate.chunk.header import ChunkHeader, check_chunk
+from kvgate.chunk.key import ChunkKey
 from kvgate.chunk.layout import DATA_START
 from kvgate.chunk.space import Space
 from kvgate.client.sync import Client
 from kvgate.client.values import Slice
-from kvgate.errors import GatewayError, GatewayUnavailable, LayoutMismatch
+from kvgate.errors import GatewayError, GatewayUnavailable, InvalidChunk, LayoutMismatch
 
 _log = logging.getLogger(__name__)
 
@@ -284,6 +286,8 @@ class Worker:
                         self._settings.bucket, space.id, hashes, views, left_s, **part_of_chunk
                     )
                 count = loaded.leading
+                if whole:
+                    count = self._whole_chunks(space, hashes[:count], bodies)
                 with self._device.after(submitted):
                     for row, ids in zip(taken[:count], blocks[:count], strict=True):
                         kv = self._load_rows.kv(row, each.slice_nbytes)[None]
@@ -296,6 +300,19 @@ class Worker:
             if count < len(hashes):
                 break
         return done
+
+    @staticmethod
+    def _whole_chunks(space: Space, hashes: Sequence[bytes], bodies: Sequence[memoryview]) -> int:
+        """How many leading objects say of themselves that they are these chunks, with their KV as it is."""
+        for index, (chunk_hash, body) in enumerate(zip(hashes, bodies, strict=False)):
+            try:
+                header = check_chunk(body, len(body), ChunkKey(space.id, chunk_hash.hex()), space)
+            except InvalidChunk as error:
+                _log.warning("a chunk is not what its key says: %s", error)
+                return index
+            if header.codec != RAW:
+                return index
+        return len(hashes)
 
     def _end_load(self, load: Load, arrived: dict[int, int], why: str) -> None:
         missing = {

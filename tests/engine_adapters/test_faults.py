@@ -47,7 +47,8 @@ def stored(gateway: RunningGateway, seed: int, tokens: list[int]) -> Any:
     with cache_for(model, gateway.url, load_deadline_s=10.0) as cache:
         cache.generate(tokens, max_new_tokens=1, do_sample=False)
         assert cache.flush(FLUSH_S)
-        assert cache.totals().stored_chunks == len(tokens) // CHUNK_TOKENS
+        totals = cache.totals()  # another try of the same test finds its chunks there
+        assert totals.stored_chunks + totals.loaded_chunks == len(tokens) // CHUNK_TOKENS
     return model
 
 
@@ -93,7 +94,10 @@ def test_a_silent_gateway_costs_its_deadline_once_and_then_nothing(monkeypatch: 
         assert server.connections == 1
 
 
-def test_a_gateway_that_falls_silent_with_the_salt_known_is_no_worse(gateway: RunningGateway) -> None:
+def test_a_gateway_that_falls_silent_with_the_salt_known_is_no_worse(
+    gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine_adapters.transformers.cache.Breaker", partial(Breaker, 120.0, 120.0))
     tokens = prompt(203, 4 * CHUNK_TOKENS + 1)
     model = stored(gateway, 203, tokens)
 
@@ -107,8 +111,8 @@ def test_a_gateway_that_falls_silent_with_the_salt_known_is_no_worse(gateway: Ru
         result, _ = generate(cache, tokens)
         assert result.token_ids == greedy(model, tokens, 6)
         assert result.stats.reused_tokens == 0
-        assert result.stats.load_s < 5.5
-        assert generate(cache, tokens)[0].stats.load_s < 0.1
+        assert result.stats.load_s < 5.0 + SLACK_S
+        assert generate(cache, tokens)[0].stats.miss == "the gateway was unavailable a moment ago"
 
 
 def test_chunks_that_come_too_late_are_computed(gateway: RunningGateway) -> None:
