@@ -17,13 +17,14 @@ from kvgate.kernels.pages import (
     ChunkShape,
     Pages,
     PagesArgument,
+    Rows,
     Table,
     check_chunk,
     chunk_shape,
     packed_tables,
     widest_access,
 )
-from kvgate.kernels.pieces import Extent, pieces, selected_runs
+from kvgate.kernels.pieces import Extent, pieces
 
 SOURCE = "paged_copy.cu"
 THREADS = 256
@@ -94,18 +95,20 @@ class Launch:
     work: int
 
 
-def plan(layout: Layout, pages: Pages, chunks: Sequence[Placed], selection: Selection) -> Launch:
+def plan(layout: Layout | Rows, pages: Pages, chunks: Sequence[Placed], selection: Selection) -> Launch:
     """One launch that moves `selection` of all chunks, which `pages` hold and nothing else.
 
+    layout: of whole chunks, or of whatever tensor their extents hold
     Raises LayoutError where the chunks, the tables and the pages do not fit together.
     """
-    check_chunk(layout, pages, selection.layers, selection.heads)
-    tables, width = packed_tables([chunk.table for chunk in chunks], pages, layout.tokens)
-    runs = list(selected_runs(layout, selection.layers, selection.heads))
+    rows = layout if isinstance(layout, Rows) else Rows.of(layout)
+    check_chunk(rows, pages, selection.layers, selection.heads)
+    tables, width = packed_tables([chunk.table for chunk in chunks], pages, rows.tokens)
+    runs = list(rows.runs(selection.layers, selection.heads))
     cut = [(number, piece) for number, chunk in enumerate(chunks) for piece in pieces(chunk.extents, runs)]
     access = widest_access(number for _, piece in cut for number in piece)
     access = min(access, pages.access_nbytes())
-    shape = chunk_shape(layout, access)
+    shape = chunk_shape(rows, access)
     tile = THREADS * IN_FLIGHT
     tiles = max((-(-piece.nbytes // (access * tile)) for _, piece in cut), default=1)
     if tiles * len(cut) >= LIMIT:

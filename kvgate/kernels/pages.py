@@ -10,10 +10,10 @@ from __future__ import annotations
 import ctypes
 import math
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from kvgate.chunk.layout import Layout
+from kvgate.chunk.layout import ByteRange, Layout
 from kvgate.errors import LayoutError
 from kvgate.kernels.divider import LIMIT, Divider
 
@@ -85,22 +85,13 @@ class Pages:
     def layers(self) -> int:
         return len(self.bases) // self.parts
 
+    def of_part(self, part: int) -> Pages:
+        """The same pages with one part only: K is 0, V is 1."""
+        return replace(self, bases=self.bases[part :: self.parts], parts=1)
+
     def of_layers(self, layers: range) -> Pages:
         """The same pages with these layers only, counted from 0 here."""
-        bases = self.bases[layers.start * self.parts : layers.stop * self.parts]
-        return Pages(
-            bases,
-            self.parts,
-            self.heads,
-            self.blocks,
-            self.block_tokens,
-            self.row_nbytes,
-            self.block_stride,
-            self.head_stride,
-            self.token_stride,
-            self.unit_nbytes,
-            self.unit_stride,
-        )
+        return replace(self, bases=self.bases[layers.start * self.parts : layers.stop * self.parts])
 
     def access_nbytes(self, more: Iterable[int] = ()) -> int:
         """The widest access, a power of two, that is aligned everywhere: here, and at the addresses in `more`."""
@@ -167,11 +158,48 @@ def needed_blocks(table: Table, block_tokens: int, tokens: int) -> int:
     return -(-(table.offset + tokens) // block_tokens)
 
 
-def check_chunk(layout: Layout, pages: Pages, layers: range, heads: range) -> None:
-    """Accept pages that hold `layers` and `heads` of chunks of `layout`. Raises LayoutError saying what differs."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A tensor [layers, parts, heads, tokens, row]: a chunk's KV, or one part of it as some codecs keep it."""
+
+    layers: int
+    parts: int
+    heads: int
+    tokens: int
+    row_nbytes: int
+
+    @classmethod
+    def of(cls, layout: Layout) -> Rows:
+        """Those of a chunk's KV."""
+        row_nbytes = layout.head_dim * layout.itemsize
+        return cls(layout.layers, layout.parts, layout.kv_heads, layout.tokens, row_nbytes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor."""
+        return self.layers * self.parts * self.heads * self.tokens * self.row_nbytes
+
+    def runs(self, layers: range, heads: range) -> Iterator[ByteRange]:
+        """The runs that hold these layers and heads, ascending. Raises LayoutError outside the tensor."""
+        for what, wanted, count in (("layers", layers, self.layers), ("heads", heads, self.heads)):
+            if wanted.step != 1 or not 0 <= wanted.start < wanted.stop <= count:
+                raise LayoutError(f"{what} {wanted.start}:{wanted.stop} are not a range within 0:{count}")
+        head_nbytes = self.tokens * self.row_nbytes
+        part_nbytes = self.heads * head_nbytes
+        if len(heads) == self.heads:
+            layer_nbytes = self.parts * part_nbytes
+            yield ByteRange(layers.start * layer_nbytes, layers.stop * layer_nbytes)
+            return
+        for part in range(layers.start * self.parts, layers.stop * self.parts):
+            first = part * part_nbytes
+            yield ByteRange(first + heads.start * head_nbytes, first + heads.stop * head_nbytes)
+
+
+def check_chunk(rows: Rows, pages: Pages, layers: range, heads: range) -> None:
+    """Accept pages that hold `layers` and `heads` of such chunks. Raises LayoutError saying what differs."""
     expected = {
-        "parts": (layout.parts, pages.parts),
-        "bytes a row": (layout.head_dim * layout.itemsize, pages.row_nbytes),
+        "parts": (rows.parts, pages.parts),
+        "bytes a row": (rows.row_nbytes, pages.row_nbytes),
         "layers": (len(layers), pages.layers),
         "heads": (len(heads), pages.heads),
     }
@@ -180,9 +208,9 @@ def check_chunk(layout: Layout, pages: Pages, layers: range, heads: range) -> No
             raise LayoutError(f"the chunk has {ours} {what}, the pages have {theirs}")
 
 
-def chunk_shape(layout: Layout, access_nbytes: int) -> ChunkShape:
-    """`struct ChunkShape` of chunks of this layout. Raises LayoutError where one has too many accesses to count."""
-    if layout.nbytes // access_nbytes >= LIMIT:
-        raise LayoutError(f"a chunk of {layout.nbytes} bytes moved {access_nbytes} at a time: too many to count")
-    row = layout.head_dim * layout.itemsize // access_nbytes
-    return ChunkShape(*(Divider.by(count) for count in (row, layout.tokens, layout.kv_heads, layout.parts)))
+def chunk_shape(rows: Rows, access_nbytes: int) -> ChunkShape:
+    """`struct ChunkShape` of such chunks. Raises LayoutError where one has too many accesses to count."""
+    if rows.nbytes // access_nbytes >= LIMIT:
+        raise LayoutError(f"a chunk of {rows.nbytes} bytes moved {access_nbytes} at a time: too many to count")
+    row = rows.row_nbytes // access_nbytes
+    return ChunkShape(*(Divider.by(count) for count in (row, rows.tokens, rows.heads, rows.parts)))

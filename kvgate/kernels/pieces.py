@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from kvgate.chunk.layout import ByteRange, Layout
+from kvgate.chunk.layout import ByteRange
 from kvgate.errors import LayoutError
 
 
@@ -44,8 +44,3 @@ def pieces(extents: Sequence[Extent], runs: Iterable[ByteRange]) -> Iterator[Pie
             stop = min(run.stop, begin + extent.nbytes)
             yield Piece(extent.address + at - begin, at, stop - at)
             at = stop
-
-
-def selected_runs(layout: Layout, layers: range, heads: range) -> Iterator[ByteRange]:
-    """The runs of the tensor that hold these layers and heads, ascending. Raises LayoutError outside the layout."""
-    return layout.head_slices(layers, heads).runs()

@@ -16,8 +16,8 @@ from kvgate.chunk.layout import Layout
 from kvgate.errors import LayoutError
 from kvgate.kernels.device import Copy, Device, Event
 from kvgate.kernels.paged_copy import Launch, PagedCopies, Placed, Selection, plan
-from kvgate.kernels.pages import Pages
-from kvgate.kernels.pieces import Extent, pieces, selected_runs
+from kvgate.kernels.pages import Pages, Rows
+from kvgate.kernels.pieces import Extent, pieces
 from kvgate.kernels.routes import Routes
 
 DIRECT_BLOCKS = 16
@@ -182,7 +182,7 @@ class Transfers:
                 # The tensor as if all of it lay in the buffer: no other byte of it than those of the step is touched.
                 tensor = begin + index * span.nbytes - span.start
                 placed.append(Placed([Extent(tensor, layout.nbytes)], chunk.table))
-                for piece in pieces(chunk.extents, selected_runs(layout, part.layers, part.heads)):
+                for piece in pieces(chunk.extents, Rows.of(layout).runs(part.layers, part.heads)):
                     there, here = tensor + piece.start, piece.address
                     copies.append(Copy(there, here, piece.nbytes) if into_buffer else Copy(here, there, piece.nbytes))
             launch = plan(layout, _of(pages, step.layers, selection), placed, part)
