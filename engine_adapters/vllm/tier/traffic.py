@@ -31,7 +31,7 @@ from kvgate.errors import GatewayError, GatewayUnavailable, KVGateError
 _log = logging.getLogger(__name__)
 
 _HASHES_AT_ONCE = 4096
-_FULL = frozenset({"SlowDown", "QuotaExceeded", "StoreFull", "EntityTooLarge", "InsufficientStorage"})
+_FULL = frozenset({503, 507})
 _LOG_EVERY_S = 30.0
 
 
@@ -264,11 +264,12 @@ class Traffic:
 
     def _failed(self, urgency: Urgency, error: KVGateError) -> str:
         """Note what stood in the way; one word for it."""
-        code = error.code if isinstance(error, GatewayError) else ""
-        if isinstance(error, GatewayUnavailable) or code in _FULL:
+        full = isinstance(error, GatewayError) and (error.status in _FULL or error.code == "QuotaExceeded")
+        away = isinstance(error, GatewayUnavailable)
+        if full or away:
             self._breakers[urgency].failed()
         self._complain("%s failed: %s", urgency.name.lower(), error)
-        return "full" if code in _FULL else "unavailable" if isinstance(error, GatewayUnavailable) else "refused"
+        return "full" if full else "unavailable" if away else "refused"
 
     def _complain(self, message: str, *arguments: object) -> None:
         """Log a warning, but not with every request."""

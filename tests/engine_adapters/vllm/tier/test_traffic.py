@@ -189,7 +189,7 @@ def test_a_gateway_that_is_full_is_left_alone_for_a_while(gateway: RunningGatewa
     keys = new_keys(3)
     with FaultProxy(gateway.port) as proxy, traffic_to(f"http://127.0.0.1:{proxy.port}") as traffic:
         store(traffic, new_keys(1))
-        proxy.fault = Status(507)
+        proxy.fault = Status(503)
         store(traffic, keys)
         store(traffic, new_keys(3))
         told = outcomes(traffic)
