@@ -3,6 +3,8 @@
 # ruff: noqa: E402  (nothing of this file can be imported without torch)
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +15,7 @@ torch = pytest.importorskip("torch")
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine_adapters.layouts import Pages
+from engine_adapters.layouts import Pages, pages_of
 from engine_adapters.paged_copy import SKIP, HostCopy, PagedCopy, TorchCopy
 from engine_adapters.staging import Plan, plan
 from kvgate.chunk.layout import Layout
@@ -430,3 +432,50 @@ def test_the_bytes_of_an_element_lie_where_they_were_worked_out_by_hand() -> Non
     out[0, 998:1000] = torch.tensor([0x78, 0x56])
     made.scatter([[SKIP, 2]], out)
     assert tensors[1][0].view(torch.uint16)[2, 1, 2, 8 + 3] == 0x5678
+
+
+def test_rows_of_codes_and_scales_are_a_latent_of_bytes() -> None:
+    """vLLM's fp8_ds_mla: 656 bytes a token, whatever they mean."""
+    cache = noise(5, 1, 4, 656, dtype=torch.uint8)
+    pages = [pages_of("vllm-mla", cache, kv_heads=1, head_dim=656, block_tokens=4)]
+    out = rows(1, 8 * 656)
+    plan(Layout(1, 1, 1, 8, 656, "U8"), pages).gather([[3, 1]], out)
+    assert torch.equal(out[0], torch.cat([cache[3].flatten(), cache[1].flatten()]))
+
+
+def test_threads_share_a_plan() -> None:
+    shape = Shape(blocks=64, tokens=16, layers=8)
+    made, tensors = made_for(ENGINES["vllm LBNHC"], shape)
+    before = memory(tensors).clone()
+    tables = torch.randperm(64).view(8, 4, 2)
+
+    def there_and_back(table: Any) -> None:
+        out = rows(4, made.slice_nbytes)
+        for _ in range(5):
+            made.gather(table, out)
+            made.scatter(table, out)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(there_and_back, tables))
+    assert torch.equal(memory(tensors), before)
+
+
+def test_other_threads_run_while_much_is_copied() -> None:
+    shape = Shape(blocks=4096, tokens=16, heads=8, dim=32)
+    made, _ = made_for(ENGINES["flashinfer HND"], shape, blocks=shape.blocks)
+    out = torch.zeros((1, made.slice_nbytes), dtype=torch.uint8)  # 128 MiB
+    copying, copied = threading.Event(), threading.Event()
+
+    def copy() -> None:
+        copying.set()
+        made.gather([list(range(shape.blocks))], out)
+        copied.set()
+
+    steps = 0
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(copy)
+        copying.wait()
+        while not copied.is_set():
+            steps += 1
+        done.result()
+    assert steps > 1000
