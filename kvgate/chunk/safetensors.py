@@ -13,6 +13,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from kvgate import strict_json
 from kvgate.chunk.dtype import ITEMSIZE
@@ -76,6 +77,14 @@ def decode_header(prefix: bytes | memoryview, nbytes: int) -> Header:
     prefix: the file's first 4,096 bytes or more, as bytes or a view of bytes; the whole of a smaller file
     Raises InvalidChunk, and nothing else, naming the cause. Nothing in the prefix is believed unchecked.
     """
+    members = _members(prefix, nbytes)
+    metadata = _check_metadata(members.pop(_METADATA, {}))
+    tensors = {name: _tensor_info(name, value) for name, value in members.items()}
+    _check_tiling(tensors, nbytes - DATA_START)
+    return Header(MappingProxyType(tensors), MappingProxyType(metadata), DATA_START, nbytes)
+
+
+def _members(prefix: bytes | memoryview, nbytes: int) -> dict[str, Any]:
     if nbytes < DATA_START:
         raise InvalidChunk(f"a file of {nbytes} bytes is shorter than its header of {DATA_START}")
     if len(prefix) < DATA_START:
@@ -94,10 +103,17 @@ def decode_header(prefix: bytes | memoryview, nbytes: int) -> Header:
     except strict_json.JSONRefused as error:
         raise InvalidChunk(f"the header is {error}" if not error.name else f"header: {error}") from None
     assert isinstance(members, dict)  # it begins with a brace
-    metadata = _check_metadata(members.pop(_METADATA, {}))
-    tensors = {name: _tensor_info(name, value) for name, value in members.items()}
-    _check_tiling(tensors, nbytes - DATA_START)
-    return Header(MappingProxyType(tensors), MappingProxyType(metadata), DATA_START, nbytes)
+    return members
+
+
+def file_nbytes(prefix: bytes | memoryview) -> int:
+    """Where a file ends that lies at the beginning of `prefix`, by its own account.
+
+    Raises InvalidChunk where that is no header; whether so much is there is for the caller.
+    """
+    members = _members(prefix, len(prefix))
+    members.pop(_METADATA, None)
+    return DATA_START + max((_tensor_info(name, value).stop for name, value in members.items()), default=0)
 
 
 def _check_metadata(value: object) -> dict[str, str]:

@@ -220,11 +220,12 @@ class AsyncClient:
         layout: Layout | Stored | None = None,
         layers: range | None = None,
         heads: range | None = None,
+        exact: bool = True,
     ) -> Loaded:
         return await loader.load_chunks_async(
             self.load_locally,
             self.fetch_chunks,
-            loader.Wanted(bucket, space, hashes, buffers, loader.cut_of(layout, layers, heads)),
+            loader.Wanted(bucket, space, hashes, buffers, loader.cut_of(layout, layers, heads), exact),
             self._deadline_s if deadline_s is None else deadline_s,
             min(connections, self.max_connections),
         )
@@ -256,7 +257,10 @@ class AsyncClient:
         layers, heads = (wanted.cut.layers, wanted.cut.heads) if wanted.cut else (None, None)
         call = self._calls.read(wanted.bucket, wanted.space, wanted.hashes, layers, heads, deadline.remaining_s())
         reader = FrameReader(
-            len(wanted.hashes), wanted.buffers, lambda index, chunk: arrived(index, chunk.status == Status.PRESENT)
+            len(wanted.hashes),
+            wanted.buffers,
+            lambda index, chunk: arrived(index, chunk.status == Status.PRESENT),
+            exact=wanted.exact,
         )
         await self._receive_frames(call, reader, deadline)
 

@@ -22,11 +22,17 @@ class FrameReader:
     """
 
     def __init__(
-        self, count: int, into: Sequence[memoryview] | None, note: Callable[[int, ChunkRead], object] = lambda *_: None
+        self,
+        count: int,
+        into: Sequence[memoryview] | None,
+        note: Callable[[int, ChunkRead], object] = lambda *_: None,
+        *,
+        exact: bool = True,
     ) -> None:
         """
         count: of the chunks that were asked for
         into:  a buffer a chunk, of exactly its size; None makes memory as bytes really arrive
+        exact: False takes chunks that are shorter than their buffers, too
         note:  called with each chunk that has arrived, in order, and what it is
         """
         self.chunks: list[ChunkRead] = []
@@ -34,6 +40,7 @@ class FrameReader:
         self._count = count
         self._into = into
         self._note = note
+        self._exact = exact
         self._header = memoryview(bytearray(FRAME_NBYTES))
         self._header_done = 0
         self._frame: Frame | None = None  # whose payload is being received
@@ -93,12 +100,14 @@ class FrameReader:
             malformed(200, str(error))
         if frame.index != len(self.chunks):
             malformed(200, f"the frame of chunk {frame.index} came for chunk {len(self.chunks)}")
-        if frame.status == Status.PRESENT and self._into is not None and len(self._into[frame.index]) != frame.nbytes:
-            raise GatewayError(
-                f"chunk {frame.index} has {frame.nbytes} bytes, and its buffer {len(self._into[frame.index])}",
-                status=200,
-                code="BufferSizeMismatch",
-            )
+        if frame.status == Status.PRESENT and self._into is not None:
+            room_nbytes = len(self._into[frame.index])
+            if frame.nbytes > room_nbytes or (self._exact and frame.nbytes < room_nbytes):
+                raise GatewayError(
+                    f"chunk {frame.index} has {frame.nbytes} bytes, and its buffer {room_nbytes}",
+                    status=200,
+                    code="BufferSizeMismatch",
+                )
         self._done, self._crc, self._pieces, self._piece_done = 0, 0, [], 0
         if frame.nbytes:
             self._frame = frame

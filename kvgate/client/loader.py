@@ -58,6 +58,7 @@ class Wanted:
     hashes:  chain hashes of 32 bytes, in order
     buffers: one a chunk, of exactly its size, or that of its slice
     cut:     the slice of each that is wanted; None for whole objects
+    exact:   False takes objects that are shorter than their buffers, too; the rest of a buffer stays as it is
     """
 
     bucket: str
@@ -65,11 +66,12 @@ class Wanted:
     hashes: Sequence[bytes]
     buffers: Sequence[memoryview]
     cut: Cut | None = None
+    exact: bool = True
 
     def part(self, group: range) -> Wanted:
         """The chunks of one group."""
         part = slice(group.start, group.stop)
-        return Wanted(self.bucket, self.space, self.hashes[part], self.buffers[part], self.cut)
+        return replace(self, hashes=self.hashes[part], buffers=self.buffers[part])
 
 
 class Fetch(Protocol):
@@ -281,6 +283,8 @@ def _checked(wanted: Wanted) -> Wanted:
     for chunk_hash in wanted.hashes:
         ChunkKey(wanted.space, chunk_hash.hex())
     buffers = [writable(view) for view in wanted.buffers]
+    if wanted.cut is not None and not wanted.exact:
+        raise InvalidArgument("a slice has one size: exact=False is for whole objects")
     if wanted.cut is not None and any(len(view) != wanted.cut.runs.nbytes for view in buffers):
         raise InvalidArgument(f"the slice of a chunk has {wanted.cut.runs.nbytes} bytes, and a buffer another length")
     return replace(wanted, buffers=buffers)

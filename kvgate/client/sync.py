@@ -241,6 +241,7 @@ class Client:
         layout: Layout | Stored | None = None,
         layers: range | None = None,
         heads: range | None = None,
+        exact: bool = True,
     ) -> Loaded:
         """Which chunks have arrived, complete and verified, in their buffers. See `loader.load_chunks`.
 
@@ -250,11 +251,13 @@ class Client:
         layout:        of the space, to load slices: `kv[layers, :, heads]` of each chunk in C order, without a header;
                        `space.stored` in a space with a codec of its own
         layers, heads: of each slice; None is all
+        exact:         False takes whole objects that are shorter than their buffers, as a lossless codec makes them;
+                       `chunk.safetensors.file_nbytes` tells where they end
         """
         return loader.load_chunks(
             self.load_locally,
             self.fetch_chunks,
-            loader.Wanted(bucket, space, hashes, buffers, loader.cut_of(layout, layers, heads)),
+            loader.Wanted(bucket, space, hashes, buffers, loader.cut_of(layout, layers, heads), exact),
             self._deadline_s if deadline_s is None else deadline_s,
             min(connections, self.max_connections),
         )
@@ -290,7 +293,10 @@ class Client:
         layers, heads = (wanted.cut.layers, wanted.cut.heads) if wanted.cut else (None, None)
         call = self._calls.read(wanted.bucket, wanted.space, wanted.hashes, layers, heads, deadline.remaining_s())
         reader = FrameReader(
-            len(wanted.hashes), wanted.buffers, lambda index, chunk: arrived(index, chunk.status == Status.PRESENT)
+            len(wanted.hashes),
+            wanted.buffers,
+            lambda index, chunk: arrived(index, chunk.status == Status.PRESENT),
+            exact=wanted.exact,
         )
         self._receive_frames(call, reader, deadline)
 

@@ -132,11 +132,12 @@ class Transport:
                     for grant in grants:
                         if not isinstance(grant, Grant):
                             return done, grant == handoff.ABSENT
-                        if grant.nbytes != (len(views[done]) if cut is None else cut.chunk_nbytes):
+                        fits_nbytes = len(views[done]) if cut is None else cut.chunk_nbytes
+                        if grant.nbytes > fits_nbytes or (wanted.exact and grant.nbytes < fits_nbytes):
                             return done, False
                         grant.copy_into(views[done], deadline, runs)
                         grant.release()
-                        self.count(SHM, len(views[done]))
+                        self.count(SHM, grant.nbytes if cut is None else len(views[done]))
                         done += 1
                 finally:
                     for grant in grants:
