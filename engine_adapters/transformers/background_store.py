@@ -22,10 +22,11 @@ from engine_adapters.breaker import Breaker
 from engine_adapters.chunk_writer import ChunkWriter
 from engine_adapters.transformers import kv_layout
 from engine_adapters.transformers.stats import Ledger
-from kvgate.chunk.header import ChunkHeader
+from kvgate.chunk.form import RAW
 from kvgate.chunk.space import Space
 from kvgate.client.sync import Client
-from kvgate.errors import GatewayError, GatewayUnavailable
+from kvgate.codec.chunk_body import Buffer, encode_body
+from kvgate.errors import GatewayError, GatewayUnavailable, NotFinite
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +68,10 @@ class BackgroundStore:
         *,
         max_held_nbytes: int,
         put_deadline_s: float,
+        lossless: str = RAW,
     ) -> None:
+        """lossless: the codec that makes the chunks of raw spaces smaller"""
+        self._lossless = lossless
         self._writer = ChunkWriter(client, bucket, put_deadline_s)
         self._breaker = breaker
         self._ledger = ledger
@@ -128,9 +132,9 @@ class BackgroundStore:
         left = deque(job.indices)
         reason = ""
         try:
-            body = torch.empty(kv_layout.body_nbytes(job.space.layout), dtype=torch.uint8)
+            kv = torch.empty(job.space.layout.nbytes, dtype=torch.uint8)
             while left and not reason:
-                reason = self._why_not() or self._send(job, left.popleft(), body)
+                reason = self._why_not() or self._send(job, left.popleft(), kv)
         except Exception as error:  # a defect of ours must not end the thread
             _log.exception("new chunks are not stored")
             self._ledger.failed(f"defect: {type(error).__name__}", 1)
@@ -144,11 +148,14 @@ class BackgroundStore:
             return "closed"
         return "" if self._breaker.allows() else "gateway unavailable"
 
-    def _send(self, job: NewChunks, index: int, body: Any) -> str:
+    def _send(self, job: NewChunks, index: int, kv: Any) -> str:
         """Send a chunk and count it. Returns why the chunks after it would fare no better, or nothing."""
         try:
-            self._fill(body, job, index)
-            stored = self._writer.put(job.space, job.chain[index + 1], memoryview(body.numpy()))
+            body = self._body(kv, job, index)
+            stored = self._writer.put(job.space, job.chain[index + 1], body)
+        except NotFinite:
+            self._ledger.failed("NotFinite", 1)
+            return "a chunk before was not finite"
         except GatewayUnavailable as error:
             self._breaker.failed()
             self._ledger.failed(type(error).__name__, 1)
@@ -159,12 +166,13 @@ class BackgroundStore:
             return error.code
         self._breaker.succeeded()
         if stored:
-            self._ledger.stored(body.nbytes)
+            self._ledger.stored(sum(len(piece) for piece in body))
         else:
             self._ledger.present()
         return ""
 
-    def _fill(self, body: Any, job: NewChunks, index: int) -> None:
+    def _body(self, kv: Any, job: NewChunks, index: int) -> Sequence[Buffer]:
         space, first_token = job.space, index * job.space.chunk_tokens
-        header = ChunkHeader.encode(space, job.chain[index + 1], job.chain[index], first_token)
-        kv_layout.fill_body(body, header, space.layout, job.layers, first_token)
+        kv_layout.fill_chunk(kv, space.layout, job.layers, first_token)
+        name, parent = job.chain[index + 1], job.chain[index]
+        return encode_body(space, name, parent, first_token, memoryview(kv.numpy()), lossless=self._lossless)

@@ -26,9 +26,11 @@ from engine_adapters.transformers.probe import CACHE_OPTION, empty_cache
 from engine_adapters.transformers.space import LiveSpace
 from engine_adapters.transformers.stats import Ledger, RequestStats, Totals
 from kvgate.chunk.chain import chain_hashes
+from kvgate.chunk.form import RAW
 from kvgate.chunk.space import Space
 from kvgate.client.credentials import find_credentials
 from kvgate.client.sync import Client
+from kvgate.codec.installed import codec_named, installed_names
 from kvgate.errors import LayoutError
 
 _CLOSE_S = 10.0
@@ -77,6 +79,7 @@ class KVGateCache:
         load_deadline_s: float = 2.0,
         put_deadline_s: float = 30.0,
         max_held_nbytes: int = 4 << 30,
+        codec: str = RAW,
     ) -> None:
         """Hashes the model's weights (see `LiveSpace`); asks nothing of the gateway yet.
 
@@ -86,8 +89,14 @@ class KVGateCache:
         load_deadline_s:        the longest that looking for KV and loading it may take, together
         put_deadline_s:         for each chunk, in the background
         max_held_nbytes:        of caches that wait to be stored; beyond it new chunks are dropped
-        Raises UnsupportedModel naming what about the model cannot be named, ConfigError without a URL or key pair.
+        codec:                  of new chunks. A lossless one changes their size alone, and chunks in any other are
+                                loaded too. With a lossy one the KV is that of other engines with the same codec only
+        Raises UnsupportedModel naming what about the model cannot be named, ConfigError without a URL or key pair,
+        InvalidManifest for a codec that is not known, or not for this model.
         """
+        is_lossless = codec in installed_names()
+        if is_lossless:
+            codec_named(codec)  # raises now what would be missing later
         found = find_credentials(url, access_key, secret_key)
         self._client = Client(found.url, found.access_key, found.secret_key)
         self._model = model
@@ -96,7 +105,12 @@ class KVGateCache:
         knows = "logits_to_keep" in inspect.signature(without_peft(model).forward).parameters
         self._last_logits = {"logits_to_keep": 1} if knows else {}
         self._live_space = LiveSpace(
-            model, tokenizer, model_name=model_name, weights=weights, chunk_tokens=chunk_tokens
+            model,
+            tokenizer,
+            model_name=model_name,
+            weights=weights,
+            chunk_tokens=chunk_tokens,
+            codec=RAW if is_lossless else codec,
         )
         self._ledger = Ledger()
         breaker = Breaker()
@@ -108,6 +122,7 @@ class KVGateCache:
             self._ledger,
             max_held_nbytes=max_held_nbytes,
             put_deadline_s=put_deadline_s,
+            lossless=codec if is_lossless else RAW,
         )
 
     @property

@@ -1,7 +1,7 @@
-"""Chunk bodies to a DynamicCache, and back, bit for bit.
+"""The KV of chunks to a DynamicCache, and back, bit for bit.
 
-A body is 4,096 bytes of header and kv[layers, 2, kv_heads, tokens, head_dim]; a cache layer holds K and V of
-[1, kv_heads, tokens, head_dim] each. Copies are one strided pass a chunk; nothing is converted.
+A chunk's is kv[layers, 2, kv_heads, tokens, head_dim]; a cache layer holds K and V of [1, kv_heads, tokens, head_dim]
+each. Copies are one strided pass a chunk; nothing is converted.
 """
 
 from __future__ import annotations
@@ -11,25 +11,20 @@ from typing import Any
 
 import torch
 
-from kvgate.chunk.layout import DATA_START, Layout
+from kvgate.chunk.layout import Layout
 from kvgate.errors import LayoutError
 
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def body_nbytes(layout: Layout) -> int:
-    """Bytes of a whole chunk object."""
-    return DATA_START + layout.nbytes
-
-
-def fill_cache(cache: Any, layout: Layout, bodies: Any, device: Any) -> None:
+def fill_cache(cache: Any, layout: Layout, chunks: Any, device: Any) -> None:
     """Put the KV of consecutive chunks, the first of a sequence, into an empty DynamicCache.
 
-    bodies: (chunks, body_nbytes(layout)) uint8 on the CPU; may be written again after the call
+    chunks: (chunks, layout.nbytes) uint8 on the CPU, each contiguous; may be written again after the call
     """
-    if not len(bodies):
+    if not len(chunks):
         return
-    kv = bodies[:, DATA_START:].to(device).view(DTYPES[layout.dtype]).view(len(bodies), *layout.shape)
+    kv = chunks.to(device).view(DTYPES[layout.dtype]).view(len(chunks), *layout.shape)
     # [chunks, layers, 2, heads, tokens, dim] becomes [1, heads, all tokens, dim] for K and V of each layer, each in
     # memory of its own: the model's first pass copies layer after layer, and lets go of one when it has copied it.
     filled = [
@@ -59,14 +54,13 @@ def check_cache(layers: Sequence[tuple[Any, Any]], layout: Layout, tokens: int) 
                 raise LayoutError(f"layer {index} holds {tensor.dtype}, the space says {layout.dtype}")
 
 
-def fill_body(body: Any, header: bytes, layout: Layout, layers: Sequence[tuple[Any, Any]], first_token: int) -> None:
-    """Write a whole chunk object.
+def fill_chunk(chunk: Any, layout: Layout, layers: Sequence[tuple[Any, Any]], first_token: int) -> None:
+    """Write the KV of one chunk.
 
-    body:   body_nbytes(layout) bytes of uint8 on the CPU
+    chunk:  layout.nbytes bytes of uint8 on the CPU
     layers: K and V of each layer, [1, kv_heads, at least first_token + layout.tokens, head_dim]
     """
-    body[:DATA_START] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
-    kv = body[DATA_START:].view(DTYPES[layout.dtype]).view(layout.shape)
+    kv = chunk.view(DTYPES[layout.dtype]).view(layout.shape)
     last = first_token + layout.tokens
     device = layers[0][0].device
     # From another device the chunk is gathered there, and crosses in one piece.

@@ -20,10 +20,14 @@ from engine_adapters.breaker import Breaker
 from engine_adapters.transformers import kv_layout
 from engine_adapters.transformers.stats import Ledger, RequestStats
 from kvgate.chunk.chain import chain_hashes, root
+from kvgate.chunk.form import RAW
 from kvgate.chunk.header import check_chunk
 from kvgate.chunk.key import ChunkKey
+from kvgate.chunk.layout import DATA_START
+from kvgate.chunk.safetensors import file_nbytes
 from kvgate.chunk.space import Space
 from kvgate.client.sync import Client
+from kvgate.codec.chunk_body import decode_body, max_body_nbytes
 from kvgate.errors import DeadlineExceeded, GatewayUnavailable, InvalidChunk, KVGateError
 
 _log = logging.getLogger(__name__)
@@ -66,10 +70,10 @@ class PrefixLoader:
                 start = root(space.digest, self._salt)
                 prefix.chain = [start, *chain_hashes(start, tokens, space.chunk_tokens)]
             if wanted and allowed:
-                bodies = self._fetch(space, prefix, wanted, stats, end_s)
-                kv_layout.fill_cache(cache, space.layout, bodies, device)
-                stats.reused_tokens = len(bodies) * space.chunk_tokens
-                stats.loaded_chunks, stats.loaded_nbytes = len(bodies), bodies.nbytes
+                chunks, nbytes = self._fetch(space, prefix, wanted, stats, end_s)
+                kv_layout.fill_cache(cache, space.layout, chunks, device)
+                stats.reused_tokens = len(chunks) * space.chunk_tokens
+                stats.loaded_chunks, stats.loaded_nbytes = len(chunks), nbytes
             elif wanted:
                 stats.miss = "the gateway was unavailable a moment ago"
         except GatewayUnavailable as error:
@@ -83,17 +87,19 @@ class PrefixLoader:
         stats.load_s = time.monotonic() - start_s
         return prefix
 
-    def _fetch(self, space: Space, prefix: Prefix, wanted: int, stats: RequestStats, end_s: float) -> Any:
-        """The bodies of the leading chunks that came, beyond doubt: (chunks, body nbytes) uint8."""
+    def _fetch(self, space: Space, prefix: Prefix, wanted: int, stats: RequestStats, end_s: float) -> tuple[Any, int]:
+        """The KV of the leading chunks that came, beyond doubt, (chunks, layout.nbytes) uint8; and what was loaded."""
         chunks = min(self._match(space, prefix, end_s), wanted)
         if chunks < wanted:
             stats.miss = f"the gateway holds {chunks} of {wanted} chunks"
-        bodies = torch.empty((chunks, kv_layout.body_nbytes(space.layout)), dtype=torch.uint8)
+        bodies = torch.empty((chunks, max_body_nbytes(space)), dtype=torch.uint8)
         views = [memoryview(body.numpy()) for body in bodies]
         hashes = prefix.chain[1 : chunks + 1]
         arrived = 0
         if chunks:
-            loaded = self._client.load_chunks(self._bucket, space.id, hashes, views, deadline_s=_left_s(end_s))
+            loaded = self._client.load_chunks(
+                self._bucket, space.id, hashes, views, deadline_s=_left_s(end_s), exact=False
+            )
             arrived = loaded.leading
         if arrived < chunks:
             late = time.monotonic() >= end_s
@@ -101,14 +107,33 @@ class PrefixLoader:
                 self._breaker.failed()
             stats.miss = f"{arrived} of {chunks} chunks arrived whole" + (" in time" if late else "")
             self._ledger.failed("late" if late else "broken", 1)
-        for index in range(arrived):
-            try:
-                _check(views[index], space, prefix.chain, index)
-            except InvalidChunk as error:
-                stats.miss = f"chunk {index}: {error}"
-                self._ledger.failed("invalid", 1)
-                return bodies[:index]
-        return bodies[:arrived]
+        return self._decoded(space, prefix.chain, bodies[:arrived], stats, end_s)
+
+    def _decoded(
+        self, space: Space, chain: Sequence[bytes], bodies: Any, stats: RequestStats, end_s: float
+    ) -> tuple[Any, int]:
+        views = [memoryview(body.numpy()) for body in bodies]
+        done, loaded_nbytes, decoded = 0, 0, None
+        try:
+            for index, view in enumerate(views):
+                body = view[: file_nbytes(view)]
+                codec = _check(body, space, chain, index)
+                if codec != RAW and decoded is None:
+                    decoded = torch.empty((len(bodies), space.layout.nbytes), dtype=torch.uint8)
+                    if index:  # of a raw space, whose bodies have room for raw KV
+                        decoded[:index] = bodies[:index, DATA_START:]
+                if decoded is not None:
+                    _left_s(end_s)
+                    decode_body(space, body, memoryview(decoded[index].numpy()))
+                done, loaded_nbytes = index + 1, loaded_nbytes + len(body)
+        except InvalidChunk as error:
+            stats.miss = f"chunk {done}: {error}"
+            self._ledger.failed("invalid", 1)
+        except DeadlineExceeded:
+            stats.miss = f"{done} of {len(bodies)} chunks were decoded in time"
+            self._ledger.failed("late", 1)
+        kv = bodies[:, DATA_START:] if decoded is None else decoded
+        return kv[:done], loaded_nbytes
 
     def _match(self, space: Space, prefix: Prefix, end_s: float) -> int:
         """How many leading chunks the gateway holds."""
@@ -121,11 +146,12 @@ class PrefixLoader:
         return prefix.held_chunks
 
 
-def _check(body: memoryview, space: Space, chain: Sequence[bytes], index: int) -> None:
-    """Accept the body of chunk `index` of a sequence. Raises InvalidChunk."""
+def _check(body: memoryview, space: Space, chain: Sequence[bytes], index: int) -> str:
+    """The codec of a body that is chunk `index` of a sequence. Raises InvalidChunk."""
     header = check_chunk(body, len(body), ChunkKey(space.id, chain[index + 1].hex()), space)
     if (header.parent, header.first_token) != (chain[index].hex(), index * space.chunk_tokens):
         raise InvalidChunk("metadata parent or first_token is another chunk's")
+    return header.codec
 
 
 def _left_s(end_s: float) -> float:

@@ -19,7 +19,8 @@ from engine_adapters.transformers.lora import LoraLayers, without_peft
 from engine_adapters.transformers.probe import probe
 from engine_adapters.transformers.weights import base_tensors, weights_digest
 from engine_adapters.transformers.witness import Witness
-from kvgate.chunk.space import HASH_SCHEME, LAYOUT_VERSION, Space
+from kvgate.chunk.form import RAW
+from kvgate.chunk.space import HASH_SCHEME, Space, layout_version_of
 from kvgate.errors import UnsupportedModel
 
 _STATIC_ROPE = frozenset({"default", "linear", "llama3", "yarn"})
@@ -44,14 +45,17 @@ class LiveSpace:
         model_name: str | None = None,
         weights: str | None = None,
         chunk_tokens: int = 256,
+        codec: str = RAW,
     ) -> None:
         """
         model_name: how people call it; by default `<model type>/<class>`
         weights:    a digest or revision that the caller vouches for, until the weights change; by default they are
                     hashed, which takes about a second for each GB and core
+        codec:      the lossy one that KV goes through
         Raises UnsupportedModel, InvalidManifest.
         """
         self._model = model
+        self._codec = codec
         self._tokenizer = tokenizer_digest(tokenizer)
         self._model_name = model_name
         self._chunk_tokens = chunk_tokens
@@ -100,7 +104,8 @@ class LiveSpace:
             multimodal="none",
             chunk_tokens=self._chunk_tokens,
             hash_scheme=HASH_SCHEME,
-            layout_version=LAYOUT_VERSION,
+            layout_version=layout_version_of(HASH_SCHEME, codec=self._codec),
+            codec=self._codec,
         )
 
 

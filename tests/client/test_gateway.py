@@ -15,11 +15,12 @@ from kvgate.chunk.frame import Status
 from kvgate.chunk.header import NO_PARENT, ChunkHeader
 from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.layout import DATA_START
-from kvgate.chunk.safetensors import decode_header
+from kvgate.chunk.safetensors import decode_header, file_nbytes
 from kvgate.chunk.space import VLLM_SHA256_CBOR, Space
 from kvgate.client.aio import AsyncClient
 from kvgate.client.sync import Client
 from kvgate.client.values import Chosen, Slice
+from kvgate.codec.chunk_body import encode_body, max_body_nbytes
 from kvgate.errors import GatewayError, GatewayUnavailable, InvalidArgument
 from tests.client.chunks import SPACE, chunks
 from tests.gateways import ALPHA, BETA, Credential
@@ -209,6 +210,25 @@ def test_chunks_are_read_in_one_call(prompt, bucket) -> None:
         client.read_chunks(bucket, SPACE.id, hashes[:1], into=[memoryview(bytearray(5))])
     assert raised.value.code == "BufferSizeMismatch"
     assert client.stats().leases == 0
+
+
+def test_chunks_that_are_shorter_than_their_buffers_are_taken_where_that_is_said(prompt, bucket, gateway) -> None:
+    client, stored = prompt
+    (first, raw), (second, _), *_ = stored
+    short = b"".join(encode_body(SPACE, second, first, SPACE.chunk_tokens, bytes(SPACE.layout.nbytes), lossless="lz4"))
+    for chunk_hash, body in ((first, raw), (second, short)):
+        client.put(bucket, str(ChunkKey(SPACE.id, chunk_hash.hex())), body)
+    with Client(gateway.url, ALPHA.access_key, ALPHA.secret_key, local=False) as remote:
+        for each in (client, remote):
+            into = [memoryview(bytearray(max_body_nbytes(SPACE))) for _ in range(2)]
+            assert each.load_chunks(bucket, SPACE.id, [first, second], into).leading < 2
+            assert each.load_chunks(bucket, SPACE.id, [first, second], into, exact=False).leading == 2
+            assert [file_nbytes(view) for view in into] == [len(raw), len(short)]
+            assert (into[0], into[1][: len(short)]) == (raw, short)
+            small = [memoryview(bytearray(len(short) - 1))]
+            assert each.load_chunks(bucket, SPACE.id, [second], small, exact=False).leading == 0
+            with pytest.raises(InvalidArgument, match="whole objects"):
+                each.load_chunks(bucket, SPACE.id, [], [], layout=SPACE.layout, exact=False)
 
 
 def test_chunk_is_written_and_read_by_ranks(prompt, bucket) -> None:

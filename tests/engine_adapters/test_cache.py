@@ -15,8 +15,8 @@ from transformers import DynamicCache, GenerationConfig
 from engine_adapters.transformers import KVGateCache
 from engine_adapters.transformers.probe import CACHE_OPTION
 from kvgate.client.sync import Client
-from kvgate.errors import UnsupportedModel
-from tests.engine_adapters.tiny import CHUNK_TOKENS, greedy, prompt, tiny_model, tiny_tokenizer
+from kvgate.errors import InvalidManifest, UnsupportedModel
+from tests.engine_adapters.tiny import CHUNK_TOKENS, VOCABULARY, greedy, prompt, tiny_model, tiny_tokenizer
 from tests.gateways import ALPHA, BETA, RunningGateway
 
 pytestmark = pytest.mark.engine
@@ -138,6 +138,70 @@ def test_chunks_lie_under_their_names_and_open_as_safetensors(gateway: RunningGa
         body = s3.get("alpha-bucket", chunks[0]).body
         assert body is not None
         assert tuple(load(body)["kv"].shape) == space.layout.shape
+
+
+@pytest.mark.parametrize("codec", ["zstd", "zstd-split", "lz4", "lz4-split"])
+def test_a_lossless_codec_is_read_by_engines_with_any_other(gateway: RunningGateway, codec: str) -> None:
+    model, tokens = (
+        tiny_model(seed=120, dtype=torch.bfloat16),
+        prompt(1000 + len(codec) + ord(codec[0]), 5 * CHUNK_TOKENS + 3),
+    )
+    model.model.layers[0].self_attn.v_proj.weight.data.zero_()  # so that there is something to compress
+    alone = greedy(model, tokens, 6)
+    with cache_for(model, gateway, codec=codec) as first:
+        first.generate(tokens[: 3 * CHUNK_TOKENS + 1], max_new_tokens=1, do_sample=False)
+        assert first.flush(FLUSH_S)
+        totals = first.totals()
+    raw_nbytes = 3 * (4096 + 2 * 2 * 2 * CHUNK_TOKENS * 16 * 2)
+    assert totals.stored_chunks == 3
+    assert totals.stored_nbytes < raw_nbytes
+    with cache_for(model, gateway) as second:
+        second.generate(tokens, max_new_tokens=1, do_sample=False)
+        assert second.flush(FLUSH_S)
+    with cache_for(model, gateway, codec="lz4") as third:
+        result = third.generate(tokens, max_new_tokens=6, do_sample=False)
+        assert third.space == second.space == first.space
+    assert (result.stats.reused_tokens, result.token_ids) == (5 * CHUNK_TOKENS, alone)
+
+
+@pytest.mark.parametrize("codec", ["int8", "fp8", "k16v8", "k16v8-fp8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_lossy_codec_is_a_space_of_its_own_whose_engines_share(
+    gateway: RunningGateway, codec: str, dtype: Any
+) -> None:
+    model = tiny_model(seed=130, dtype=dtype)
+    tokens = [*codec.encode(), *prompt(130, 6 * CHUNK_TOKENS)][: 5 * CHUNK_TOKENS + 3]
+    tokens = [token % VOCABULARY for token in tokens]
+    with cache_for(model, gateway, codec=codec) as first, cache_for(model, gateway) as exact:
+        first.generate(tokens, max_new_tokens=2, do_sample=False)
+        assert first.flush(FLUSH_S)
+        assert not first.totals().failed_chunks
+        with cache_for(model, gateway, codec=codec) as second:
+            warm = second.prefill(tokens)
+        assert warm.stats.reused_tokens == 5 * CHUNK_TOKENS
+        assert exact.space.difference(first.space) == ["layout_version", "codec"]
+        alone = exact.prefill(tokens)
+        assert alone.stats.reused_tokens == 0, "what is exact does not load what is not"
+    loaded = slice(0, 5 * CHUNK_TOKENS)  # how far each codec may be off is its contract's business
+    for found, expected in zip(warm.cache.layers, alone.cache.layers, strict=True):
+        torch.testing.assert_close(found.keys[:, :, loaded], expected.keys[:, :, loaded], atol=0.4, rtol=0.1)
+        torch.testing.assert_close(found.values[:, :, loaded], expected.values[:, :, loaded], atol=0.4, rtol=0.1)
+
+
+def test_kv_with_nan_is_not_stored_in_a_lossy_codec(gateway: RunningGateway) -> None:
+    model = tiny_model(seed=140)
+    model.model.embed_tokens.weight.data[50] = float("nan")
+    with cache_for(model, gateway, codec="int8") as cache:
+        cache.prefill([50, *prompt(140, 3 * CHUNK_TOKENS)])
+        assert cache.flush(FLUSH_S)
+        totals = cache.totals()
+    assert (totals.stored_chunks, totals.failed_chunks) == (0, {"NotFinite": 1})
+    assert totals.dropped_chunks == {"a chunk before was not finite": 2}
+
+
+def test_a_codec_that_is_not_known_is_refused_at_once(gateway: RunningGateway) -> None:
+    with pytest.raises(InvalidManifest, match=r"codec.*int8"):
+        cache_for(tiny_model(), gateway, codec="int3")
 
 
 def test_tenants_do_not_share(gateway: RunningGateway) -> None:

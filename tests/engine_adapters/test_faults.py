@@ -186,7 +186,7 @@ class Swapping:
         return getattr(self._client, name)
 
     def load_chunks(
-        self, bucket: str, space: str, hashes: list[bytes], buffers: list[memoryview], deadline_s: float
+        self, bucket: str, space: str, hashes: list[bytes], buffers: list[memoryview], deadline_s: float, exact: bool
     ) -> Loaded:
         for chunk_hash, buffer in zip(hashes, buffers, strict=True):
             self._client.get(bucket, self._instead[f"kv/{space}/{chunk_hash.hex()}"], into=buffer)

@@ -18,6 +18,7 @@ from engine_adapters.transformers.space import LiveSpace
 from kvgate.chunk.chain import chain_hashes, root
 from kvgate.chunk.header import ChunkHeader, check_chunk
 from kvgate.chunk.key import ChunkKey
+from kvgate.chunk.layout import DATA_START
 from kvgate.chunk.space import Space
 from kvgate.errors import LayoutError
 from tests.engine_adapters.tiny import CHUNK_TOKENS, prompt, tiny_model, tiny_tokenizer
@@ -38,11 +39,12 @@ def cached(model: Any, tokens: list[int]) -> list[tuple[Any, Any]]:
 def to_bodies(space: Space, tokens: list[int], layers: list[tuple[Any, Any]]) -> Any:
     chain = [root(space.digest, b"salt")]
     chain += chain_hashes(chain[0], tokens, space.chunk_tokens)
-    bodies = torch.empty((len(chain) - 1, kv_layout.body_nbytes(space.layout)), dtype=torch.uint8)
+    bodies = torch.empty((len(chain) - 1, DATA_START + space.layout.nbytes), dtype=torch.uint8)
     for index, body in enumerate(bodies):
         first_token = index * space.chunk_tokens
         header = ChunkHeader.encode(space, chain[index + 1], chain[index], first_token)
-        kv_layout.fill_body(body, header, space.layout, layers, first_token)
+        body[:DATA_START] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
+        kv_layout.fill_chunk(body[DATA_START:], space.layout, layers, first_token)
         key = ChunkKey(space.id, chain[index + 1].hex())
         check_chunk(memoryview(body.numpy()), body.nbytes, key, space)
     return bodies
@@ -61,7 +63,7 @@ def test_kv_comes_back_bit_for_bit(dtype: Any) -> None:
     bodies = to_bodies(space, tokens, layers)
 
     cache = empty_cache(model)
-    kv_layout.fill_cache(cache, space.layout, bodies, model.device)
+    kv_layout.fill_cache(cache, space.layout, bodies[:, DATA_START:], model.device)
     bodies.zero_()  # the cache must not look into them any more
 
     assert len(bodies) == CHUNKS
@@ -79,7 +81,7 @@ def test_every_bit_pattern_survives(dtype: Any) -> None:
     noise = torch.randint(0, 256, (2, 2, 1, 2, len(tokens), 16 * dtype.itemsize), dtype=torch.uint8).view(dtype)
     layers = [(keys, values) for keys, values in noise]
     cache = empty_cache(model)
-    kv_layout.fill_cache(cache, space.layout, to_bodies(space, tokens, layers), model.device)
+    kv_layout.fill_cache(cache, space.layout, to_bodies(space, tokens, layers)[:, DATA_START:], model.device)
     for layer, (keys, values) in zip(cache.layers, layers, strict=True):
         assert torch.equal(bits(layer.keys), bits(keys))
         assert torch.equal(bits(layer.values), bits(values))
@@ -102,7 +104,7 @@ def test_a_filled_cache_goes_on_as_the_computed_one() -> None:
     tokens = prompt(3, 2 * CHUNK_TOKENS)
     bodies = to_bodies(space, tokens, cached(model, tokens))
     cache, computed = empty_cache(model), empty_cache(model)
-    kv_layout.fill_cache(cache, space.layout, bodies, model.device)
+    kv_layout.fill_cache(cache, space.layout, bodies[:, DATA_START:], model.device)
     with torch.no_grad():
         model(input_ids=torch.tensor([tokens]), use_cache=True, **{CACHE_OPTION: computed})
         more = torch.tensor([[5, 6, 7]])
