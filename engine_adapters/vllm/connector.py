@@ -67,7 +67,8 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         super().__init__(vllm_config, role, kv_cache_config)
         self._settings = read_settings(self._kv_transfer_config.kv_connector_extra_config)
         self._groups = engine_groups(vllm_config, kv_cache_config, self._settings)
-        _check(self._settings, self._groups, vllm_config)
+        one_table = len(kv_cache_config.kv_cache_groups) == 1
+        _check(self._settings, self._groups, one_table, vllm_config)
         found = self._settings.credentials()
         self._client = Client(
             found.url,
@@ -110,7 +111,7 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 _log.info("kvgate: group %d is space %s of %s", group.index, group.space.id[:8], self._settings.bucket)
         else:
             rank = _rank(vllm_config, self._groups, kv_cache_config, str(self._kv_transfer_config.engine_id))
-            self._worker = Worker(self._client, self._settings, self._groups, rank)
+            self._worker = Worker(self._client, self._settings, self._groups, rank, one_table=one_table)
 
     # --- the scheduler's half ---
 
@@ -160,12 +161,12 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return self._events.take() if self._events is not None else ()
 
     def has_pending_push_work(self) -> bool:
-        """Whether vLLM should go on stepping so that blocks are given back."""
-        return self._scheduling is not None and self._scheduling.holds_blocks
+        """Whether vLLM should go on stepping so that blocks and leases are given back."""
+        return self._scheduling is not None and self._scheduling.expects_reports
 
     def has_pending_block_frees(self) -> bool:
-        """As has_pending_push_work: waiting for a save may spare a preemption."""
-        return self.has_pending_push_work()
+        """Whether waiting for a save may spare a preemption."""
+        return self._scheduling is not None and self._scheduling.holds_blocks
 
     @_safe(False)
     def reset_cache(self) -> bool:
@@ -304,15 +305,18 @@ class _Salt:
             return self._salt
 
 
-def _check(settings: Settings, groups: tuple[Group, ...], vllm_config: Any) -> None:
+def _check(settings: Settings, groups: tuple[Group, ...], one_table: bool, vllm_config: Any) -> None:
     for group in groups:
         if settings.chunk_tokens % group.block_tokens:
             raise ConfigError(
                 f"chunk_tokens is {settings.chunk_tokens}, which is not a multiple of vLLM's blocks of "
                 f"{group.block_tokens} tokens"
             )
-    if settings.load == "layerwise" and len(groups) > 1:
+    if settings.load == "layerwise" and not one_table:
         raise ConfigError("load: layerwise needs a model whose layers share one block table; use load: async")
+    if settings.load == "layerwise" and vllm_config.scheduler_config.async_scheduling:
+        # vLLM would go on from a step whose load failed before it hears of that.
+        raise ConfigError("load: layerwise needs vLLM without async_scheduling; use load: async, or turn that off")
     if settings.save == "lazy" and not vllm_config.cache_config.enable_prefix_caching:
         raise ConfigError("save: lazy looks at vLLM's prefix cache, which is off; use save: all")
 

@@ -77,7 +77,7 @@ class Report(KVConnectorWorkerMetadata):  # type: ignore[misc]
     taken:  of each save, how many workers have taken the KV out of its blocks
     loaded: of each request, how many workers have ended its load, however it went
     stored: of each chunk, how many workers have stored their part
-    lost:   chunks that a worker could not store
+    lost:   chunks that a worker could not store, or not load
     """
 
     taken: Counter[int] = field(default_factory=Counter)

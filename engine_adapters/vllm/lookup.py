@@ -43,9 +43,10 @@ class Found:
 
 
 class Lookup:
-    """One prompt that is being looked up. Read by the scheduler, filled in by a thread."""
+    """One prompt of which the first `chunks` chunks are looked up. Read by the scheduler, filled in by a thread."""
 
-    def __init__(self, deadline_at: float) -> None:
+    def __init__(self, chunks: int, deadline_at: float) -> None:
+        self.chunks = chunks
         self.deadline_at = deadline_at
         self.future: Future[Found] = Future()
 
@@ -106,7 +107,7 @@ class Lookups:
         wait_s:    how long to ask again for them
         only_name: make the chains, and ask for nothing
         """
-        lookup = Lookup(time.monotonic() + self._deadline_s + wait_s)
+        lookup = Lookup(min(chunks, _MAX_HASHES), time.monotonic() + self._deadline_s + wait_s)
         wait_until = time.monotonic() + wait_s
         with self._lock:
             full = self._waiting >= self._max_waiting
@@ -116,7 +117,7 @@ class Lookups:
             return lookup
 
         def begin() -> None:
-            found = self._name(chains, chunks, tokens)
+            found = self._name(chains, lookup.chunks, tokens)
             if only_name or found.why:
                 end(found)
             else:
@@ -124,10 +125,9 @@ class Lookups:
 
         def look(found: Found, pause_s: float) -> None:
             self._look_up(found, lookup)
-            assert found.chains is not None
             if (
                 found.why
-                or found.chunks >= min(wait_for, found.chains.chunks)
+                or found.chunks >= min(wait_for, lookup.chunks)
                 or time.monotonic() + pause_s > wait_until
             ):
                 end(found)
@@ -170,7 +170,7 @@ class Lookups:
     def _name(self, make: Callable[[], Chains], chunks: int, tokens: Sequence[int]) -> Found:
         try:
             chains = make()
-            chains.extend(tokens, min(chunks, _MAX_HASHES))
+            chains.extend(tokens, chunks)
         except GatewayUnavailable as error:
             self._breaker.failed()
             return Found(None, why=type(error).__name__)
@@ -213,7 +213,7 @@ class Lookups:
 
     def _match(self, found: Found, lookup: Lookup) -> None:
         chains = found.chains
-        if chains is None or not chains.chunks:
+        if chains is None or not lookup.chunks:
             return
         if lookup.is_late or not self._breaker.allows():
             found.why = "late" if lookup.is_late else "gateway unavailable"
@@ -231,7 +231,7 @@ class Lookups:
 
     def _agree(self, found: Found, chains: Chains, lookup: Lookup) -> int:
         """The most leading chunks that every group can go on from, which are then leased."""
-        most = chains.chunks
+        most = lookup.chunks
         for group, window in enumerate(self._windows):
             if window is None and most:
                 most = self._lease(found, chains, group, range(most), lookup)

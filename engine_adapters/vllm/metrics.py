@@ -107,22 +107,22 @@ class Stats(KVConnectorStats):  # type: ignore[misc]
 
 
 class PromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
-    """The same numbers as `kvgate_vllm_…` metrics."""
+    """The same numbers as `vllm:kvgate_…` metrics: vLLM shows, and takes back with an engine, only what begins so."""
 
     def __init__(self, vllm_config: Any, metric_types: Any, labelnames: Any, per_engine_labelvalues: Any) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
         self._counters = {
-            name: self._of_engines(self._counter_cls, f"kvgate_vllm_{name}", help_text)
+            name: self._of_engines(self._counter_cls, f"vllm:kvgate_{name}", help_text)
             for name, help_text in COUNTERS.items()
         }
         self._times = {
             name: self._of_engines(
-                self._histogram_cls, f"kvgate_vllm_{name.removesuffix('_s')}_seconds", help_text, buckets=_BUCKETS
+                self._histogram_cls, f"vllm:kvgate_{name.removesuffix('_s')}_seconds", help_text, buckets=_BUCKETS
             )
             for name, help_text in TIMES.items()
         }
         self._reasons = self._counter_cls(
-            name="kvgate_vllm_failures",
+            name="vllm:kvgate_failures",
             documentation="Prompts that were not looked up, loads and stores that failed, by reason",
             labelnames=[*labelnames, "reason"],
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +18,8 @@ class Chains:
     """The chain hashes of one request, made as its tokens come.
 
     What else than tokens makes KV differ (images, prompt embeddings, the request's cache salt) is what vLLM puts into
-    its own block hashes, chunk by chunk. The LoRA adapter is left out there: it is in the space.
+    its own block hashes, chunk by chunk. The LoRA adapter is left out there: it is in the space. Thread-safe: a lookup
+    that is late still names chunks while the scheduler goes on.
     """
 
     def __init__(self, request: Any, spaces: Sequence[Space], salt: bytes) -> None:
@@ -27,6 +29,7 @@ class Chains:
         self._chunk_tokens = spaces[0].chunk_tokens
         self._chains = [[root(space.digest, salt)] for space in spaces]
         self._next_feature = 0
+        self._lock = threading.Lock()
 
     @property
     def chunks(self) -> int:
@@ -38,13 +41,14 @@ class Chains:
 
         Raises ValueError for tokens, and UnsupportedModel for inputs, that cannot be named.
         """
-        first = self.chunks
-        if chunks <= first:
-            return
-        extras = [self._extra(index) for index in range(first, chunks)]
-        new = tokens[first * self._chunk_tokens : chunks * self._chunk_tokens]
-        for chain in self._chains:
-            chain.extend(chain_hashes(chain[-1], new, self._chunk_tokens, extras))
+        with self._lock:
+            first = self.chunks
+            if chunks <= first:
+                return
+            extras = [self._extra(index) for index in range(first, chunks)]
+            new = tokens[first * self._chunk_tokens : chunks * self._chunk_tokens]
+            for chain in self._chains:
+                chain.extend(chain_hashes(chain[-1], new, self._chunk_tokens, extras))
 
     def hash(self, group: int, chunk: int) -> bytes:
         """The hash of a chunk; of chunk -1 the root, which is the first one's parent."""

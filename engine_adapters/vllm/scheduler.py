@@ -7,7 +7,7 @@ Invariants
 3. Every block that a save reads is held (`BlockPool.touch`) from the step that announces the save until every worker
    has taken its KV out, whatever becomes of the request meanwhile.
 4. Only tokens that are certain are named and saved: prompt tokens that this step computes, and output tokens whose
-   step has ended.
+   step has ended. Where a step's loads can fail while it runs, all that it computes becomes certain by its end alone.
 5. A request's chunks are saved in order; where one cannot be, those after it are not for now.
 """
 
@@ -45,6 +45,7 @@ class _Tracked:
     is_late: nobody waits for it any more; its names may still be of use
     found:   the result, as long as it may be loaded
     local:   how many local tokens the last answer was for
+    tried:   how often the request had been preempted when it was last loaded; where that is asked for again, it failed
     handled: how many leading chunks are stored, about to be, or will not be
     """
 
@@ -54,6 +55,7 @@ class _Tracked:
     is_late: bool = False
     found: Found | None = None
     local: int = 0
+    tried: int = -1
     handled: int = 0
 
 
@@ -112,6 +114,9 @@ class Scheduling:
         self._in_flight: dict[bytes, int] = {}
         self._pool: Any = None
         self._evictable = Evictable(block_target) if settings.save == "lazy" else None
+        # A step that loads has to compute a token. Between steps all may be loaded, and vLLM then computes the last
+        # token again, for which a window begins one token earlier than the blocks that it keeps.
+        self._computes_last = settings.load == "layerwise" or any(group.window is not None for group in groups)
 
     def bind(self, block_pool: Any) -> None:
         """Take vLLM's block pool, of which saves hold blocks."""
@@ -121,6 +126,11 @@ class Scheduling:
     def holds_blocks(self) -> bool:
         """Whether blocks are held, or about to be, that vLLM could use otherwise."""
         return bool(self._saving or self._saves)
+
+    @property
+    def expects_reports(self) -> bool:
+        """Whether workers have something to report for which blocks or leases are held."""
+        return self.holds_blocks or bool(self._loading)
 
     # --- what vLLM asks ---
 
@@ -135,6 +145,8 @@ class Scheduling:
         tracked = self._requests.get(request.request_id)
         if tracked is None:
             tracked = self._requests[request.request_id] = _Tracked(request)
+        if tracked.tried == request.num_preemptions:
+            return 0, False
         if tracked.found is not None and tracked.found.leases and tracked.found.expires_at < self._renew_at():
             self._let_go(tracked)
         if tracked.found is None:
@@ -149,8 +161,9 @@ class Scheduling:
                 tracked.is_late = True
                 self.counts.missed["late"] += 1
                 tracked.found = Found(None)
+        assert tracked.found is not None
         tracked.local = local
-        hit = self._usable_tokens(tracked) - local
+        hit = tracked.found.chunks * self._settings.chunk_tokens - local
         return (hit, self._settings.load == "async") if hit > 0 else (0, False)
 
     def allocated(self, request: Any, blocks: Any, external: int) -> None:
@@ -163,6 +176,7 @@ class Scheduling:
             return
         found, tracked.found = tracked.found, None
         assert found.chains is not None
+        tracked.tried = request.num_preemptions
         chunk_tokens, block_ids = self._settings.chunk_tokens, blocks.get_block_ids()
         chunks = -(-(tracked.local + external) // chunk_tokens)
         parts = []
@@ -198,7 +212,7 @@ class Scheduling:
             return None
         loading = request.request_id in self._loading
         if self._settings.save != "none" and self._pool is not None and not loading:
-            self._plan(tracked, _certain_tokens(request, 0), block_ids)
+            self._plan(tracked, self._certain_tokens(request, 0), block_ids)
         self._let_go(tracked)
         if tracked.lookup is not None:
             self._lookups.forget(tracked.lookup)
@@ -213,6 +227,8 @@ class Scheduling:
         for request_id, workers in report.loaded.items():
             if leases := _reported(self._loading, request_id, workers):
                 self._lookups.release(leases)
+            if report.lost and (tracked := self._requests.get(request_id)):
+                tracked.handled = 0  # what did not come is saved once it is computed
         for job, workers in report.taken.items():
             if blocks := _reported(self._saving, job, workers):
                 self._held_blocks -= len(blocks)
@@ -241,7 +257,7 @@ class Scheduling:
     def _look_up(self, tracked: _Tracked) -> None:
         request, groups, salt = tracked.request, self._groups, self._salt
         tokens = list(request.all_token_ids)
-        chunks = len(tokens) // self._settings.chunk_tokens
+        chunks = (len(tokens) - self._computes_last) // self._settings.chunk_tokens
         known = tracked.chains
 
         def name() -> Chains:
@@ -286,14 +302,6 @@ class Scheduling:
             self._lookups.release(tracked.found.leases)
             tracked.found = None
 
-    def _usable_tokens(self, tracked: _Tracked) -> int:
-        assert tracked.found is not None
-        chunks, chunk_tokens = tracked.found.chunks, self._settings.chunk_tokens
-        whole = chunks * chunk_tokens >= tracked.request.num_tokens
-        if whole and self._settings.load == "layerwise":  # the step that loads has to compute a token
-            chunks -= 1
-        return chunks * chunk_tokens
-
     def _row(self, group: Group, block_ids: Sequence[int], chunk: int, local: int) -> tuple[int, ...]:
         """The blocks of a chunk; SKIP for those that are local, or that the group does not keep."""
         count = self._settings.chunk_tokens // group.block_tokens
@@ -307,13 +315,22 @@ class Scheduling:
 
     # --- saving ---
 
+    def _certain_tokens(self, request: Any, new_tokens: int) -> int:
+        """How many leading tokens have KV that stays, once the step with these new tokens has run."""
+        computed: int = request.num_computed_tokens
+        settled: int = min(computed - request.num_in_flight_tokens, len(request.all_token_ids))
+        if self._settings.load == "layerwise":
+            return settled
+        of_prompt: int = min(computed + new_tokens, request.num_prompt_tokens)
+        return max(of_prompt, settled)
+
     def _plan_step(self, output: Any) -> None:
         state = output.kv_connector_block_state
         for request_id, new_tokens in output.num_scheduled_tokens.items():
             tracked = self._requests.get(request_id)
             block_ids = state.get_block_ids(request_id) if tracked is not None and state is not None else None
             if tracked is not None and block_ids is not None:
-                self._plan(tracked, _certain_tokens(tracked.request, new_tokens), block_ids)
+                self._plan(tracked, self._certain_tokens(tracked.request, new_tokens), block_ids)
         if self._evictable is not None:
             for candidate in self._evictable.about_to_go(self._pool, len(self._groups)):
                 self._save(candidate.lora, [candidate.chunk])
@@ -398,11 +415,3 @@ def _reported(pending: dict[Any, _Pending], key: Any, workers: int) -> list[Any]
         return []
     waiting.workers -= workers
     return pending.pop(key).things if waiting.workers <= 0 else []
-
-
-def _certain_tokens(request: Any, new_tokens: int) -> int:
-    """How many leading tokens have KV that stays once the step with these new tokens has run."""
-    computed: int = request.num_computed_tokens
-    of_prompt: int = min(computed + new_tokens, request.num_prompt_tokens)
-    settled: int = min(computed - request.num_in_flight_tokens, len(request.all_token_ids))
-    return max(of_prompt, settled)

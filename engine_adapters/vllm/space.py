@@ -166,6 +166,8 @@ def _group(index: int, group: Any, vllm_config: Any, common: Mapping[str, Any]) 
         raise UnsupportedModel("it has layers of a draft model, whose weights are not in the space")
     own = len(numbers) < whole and not pipelined
     layer_set = spell_layer_set(numbers, whole) if own else ALL_LAYERS
+    if pipelined and numbers[-1] - numbers[0] >= len(numbers):
+        raise UnsupportedModel("pipeline parallelism, and layers without KV of their own between others")
     packing = packing_of(vllm_config, spec)
     mla = isinstance(spec, MLAAttentionSpec)
     kv_heads = 1 if mla else model_config.get_total_num_kv_heads()

@@ -74,12 +74,16 @@ class _Early:
 class Worker:
     """Loads and saves for one rank. vLLM's thread calls; what is reported is collected by it too."""
 
-    def __init__(self, client: Client, settings: Settings, groups: Sequence[Group], rank: Rank) -> None:
+    def __init__(
+        self, client: Client, settings: Settings, groups: Sequence[Group], rank: Rank, *, one_table: bool
+    ) -> None:
+        """one_table: whether all layers share one block table, so that a block's number says which it is"""
         self.tally = Tally()
         self._client = client
         self._settings = settings
         self._groups = tuple(groups)
         self._rank = rank
+        self._one_table = one_table
         self._breaker = Breaker()
         self._writer = ChunkWriter(client, settings.bucket, float(settings.save_deadline))
         self._plans: list[Plan] = []
@@ -91,7 +95,7 @@ class Worker:
         self._received: set[str] = set()
         self._failed: set[str] = set()
         self._invalid: set[int] = set()
-        self._gates: list[LayerGate] = []
+        self._gates: list[tuple[Load, LayerGate]] = []
         self._early: dict[tuple[int, bytes], _Early] = {}
         self._knows_ways = False
 
@@ -136,13 +140,14 @@ class Worker:
             for load in work.loads:
                 gate = LayerGate([len(group.layer_names) for group in self._groups]) if load.layerwise else None
                 if gate is not None:
-                    self._gates.append(gate)
+                    self._gates.append((load, gate))
                 self._loading.submit(self._load, load, submitted, gate, time.monotonic())
 
     def wait_for_layer(self, name: str) -> None:
         """Wait until the layer-wise loads of this step have brought a layer."""
-        for gate in self._gates:
-            gate.wait(*self._layer_of[name], self._settings.load_deadline + _CLOSE_S)
+        for load, gate in self._gates:
+            if not gate.wait(*self._layer_of[name], load.deadline_s + _CLOSE_S) and gate.give_up():
+                self._end_load(load, {part.group: 0 for part in load.parts}, "stalled")
 
     def layer_computed(self, name: str, work: Work) -> None:
         """With `save_layerwise`, take a layer out of the blocks of this step's saves, as far as there are rows."""
@@ -222,7 +227,7 @@ class Worker:
             for part in load.parts:
                 space = with_lora(self._groups[part.group].space, load.lora)
                 for layers in self._layer_ranges(part.group, gate):
-                    arrived[part.group] = self._load_layers(part, space, layers, submitted, deadline)
+                    arrived[part.group] = self._load_layers(part, space, layers, submitted, deadline, gate)
                     if gate is not None:
                         gate.open(part.group, layers.stop)
                     if arrived[part.group] < len(part.hashes):
@@ -234,7 +239,8 @@ class Worker:
             _log.exception("a request's KV is not loaded")
             arrived, why = dict.fromkeys(arrived, 0), "defect"
         self.tally.load_ended(time.monotonic() - began)
-        self._end_load(load, arrived, why)
+        if gate is None or not gate.is_given_up:
+            self._end_load(load, arrived, why)
         if gate is not None:
             gate.open_all()
 
@@ -252,7 +258,9 @@ class Worker:
         for first in range(0, count, step):
             yield range(first, min(first + step, count))
 
-    def _load_layers(self, part: LoadPart, space: Space, layers: range, submitted: Any, deadline: float) -> int:
+    def _load_layers(
+        self, part: LoadPart, space: Space, layers: range, submitted: Any, deadline: float, gate: LayerGate | None
+    ) -> int:
         """Bring some layers of chunks into their blocks; how many leading chunks were."""
         each, group = self._plans[part.group], self._groups[part.group]
         whole = self._rank.is_whole and len(layers) == each.layers
@@ -277,22 +285,27 @@ class Worker:
                     loaded = self._client.load_chunks(self._settings.bucket, space.id, hashes, bodies, left_s)
                 else:
                     views = [body[DATA_START:][span] for body in bodies]
-                    part_of_chunk: dict[str, Any] = {
-                        "layout": space.layout,
-                        "layers": range(group.first_layer + layers.start, group.first_layer + layers.stop),
-                        "heads": self._rank.heads if space.layout.parts == 2 else None,
-                    }
                     loaded = self._client.load_chunks(
-                        self._settings.bucket, space.id, hashes, views, left_s, **part_of_chunk
+                        self._settings.bucket,
+                        space.id,
+                        hashes,
+                        views,
+                        left_s,
+                        layout=space.layout,
+                        layers=range(group.first_layer + layers.start, group.first_layer + layers.stop),
+                        heads=self._rank.heads if space.layout.parts == 2 else None,
                     )
                 count = loaded.leading
                 if whole:
                     count = self._whole_chunks(space, hashes[:count], bodies)
-                with self._device.after(submitted):
-                    for row, ids in zip(taken[:count], blocks[:count], strict=True):
-                        kv = self._load_rows.kv(row, each.slice_nbytes)[None]
-                        self._device.scatter(lambda source, ids=ids: each.scatter([ids], source, layers), kv)  # type: ignore[misc]
-                self.tally.loaded(count, sum(len(body) for body in bodies[:count]))
+                with gate.writing() if gate is not None else contextlib.nullcontext(True) as may_write:
+                    if not may_write:
+                        return done
+                    with self._device.after(submitted):
+                        for row, ids in zip(taken[:count], blocks[:count], strict=True):
+                            kv = self._load_rows.kv(row, each.slice_nbytes)[None]
+                            self._device.scatter(lambda source, ids=ids: each.scatter([ids], source, layers), kv)  # type: ignore[misc]
+                self.tally.loaded(count if layers.stop == each.layers else 0, count * (span.stop - span.start))
             finally:
                 for row in taken:
                     self._load_rows.give(row)
@@ -325,13 +338,16 @@ class Worker:
         if missing:
             self.tally.failed(why or "did not arrive")
         with self._lock:
-            if missing and (len(self._groups) > 1):
+            if missing and not self._one_table:
                 self._failed.add(load.request_id)
             else:
                 self._invalid |= missing
             if not load.layerwise:
                 self._received.add(load.request_id)
             self._report.loaded[load.request_id] += 1
+            if missing:
+                for part in load.parts:
+                    self._report.lost.update(part.hashes[arrived[part.group] :])
 
     # --- saving ---
 
