@@ -31,12 +31,14 @@ class Found:
 
     chains: names its chunks; None where they cannot be named
     chunks: how many leading chunks can be loaded
+    asked:  how many were looked for
     leases: keep them, until `expires_at` by time.monotonic
     why:    what stood in the way, for the counters; empty when nothing did
     """
 
     chains: Chains | None
     chunks: int = 0
+    asked: int = 0
     leases: list[str] = field(default_factory=list)
     expires_at: float = 0.0
     why: str = ""
@@ -220,6 +222,7 @@ class Lookups:
             return
         try:
             found.chunks = self._agree(found, chains, lookup)
+            found.asked = lookup.chunks
         except GatewayUnavailable as error:
             self._breaker.failed()
             found.why = type(error).__name__

@@ -290,8 +290,8 @@ class Scheduling:
             for group in range(len(self._groups)):
                 for chunk_hash in found.chains.hashes(group, range(found.chunks)):
                     self._know(chunk_hash)
-                if not found.why and self._settings.load != "none":  # the gateway may have evicted what it had
-                    for chunk_hash in found.chains.hashes(group, range(found.chunks, found.chains.chunks)):
+                if not found.why:  # the gateway may have evicted what it had
+                    for chunk_hash in found.chains.hashes(group, range(found.chunks, found.asked)):
                         if chunk_hash not in self._in_flight:
                             self._known.pop(chunk_hash, None)
             tracked.handled = max(tracked.handled, found.chunks)
