@@ -127,11 +127,7 @@ class Lookups:
 
         def look(found: Found, pause_s: float) -> None:
             self._look_up(found, lookup)
-            if (
-                found.why
-                or found.chunks >= min(wait_for, lookup.chunks)
-                or time.monotonic() + pause_s > wait_until
-            ):
+            if found.why or found.chunks >= min(wait_for, lookup.chunks) or time.monotonic() + pause_s > wait_until:
                 end(found)
                 return
             self._let_go(found)
