@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fuzz
+.PHONY: help demo test check bench fuzz gpu
 
 # The engine tests run small transformers models on the CPU, one of them with a LoRA adapter.
 TORCH := torch==2.13.0
@@ -51,6 +51,10 @@ endif
 
 fuzz: .cache/fuzz/installed ## Try every parser with FUZZ_INPUTS inputs, by default a million in about seven minutes
 	.cache/fuzz/bin/python -m fuzz --inputs $${FUZZ_INPUTS:-1000000}
+
+gpu: .venv/installed ## Hold the kernels against their twins on a GPU, and time them; says so where there is none
+	nvidia-smi >/dev/null 2>&1 && .ci/venv .venv --editable '.[gpu]' || true
+	.venv/bin/python loadtest/gpu.py
 
 .venv/installed: pyproject.toml
 	.ci/venv .venv --editable '.[dev,transformers]' $(TORCH) peft

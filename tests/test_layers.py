@@ -7,10 +7,12 @@ import sys
 
 import pytest
 
-ENGINE_SIDE = ["torch", "transformers", "numpy", "safetensors", "boto3", "botocore"]
+ENGINE_SIDE = ["cupy", "torch", "transformers", "numpy", "safetensors", "boto3", "botocore"]
 
 
-@pytest.mark.parametrize("module", ["kvgate.server.gateway", "kvgate.client.sync", "kvgate.client.aio"])
+@pytest.mark.parametrize(
+    "module", ["kvgate.server.gateway", "kvgate.tiers.gpu", "kvgate.client.sync", "kvgate.client.aio"]
+)
 def test_neither_gateway_nor_client_loads_an_engine_even_where_one_is_installed(module: str) -> None:
     code = f"import sys, {module}; print(*sorted(sys.modules))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

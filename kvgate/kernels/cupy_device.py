@@ -40,7 +40,7 @@ class CupyDevice:
         package = cupy()
         self._runtime = package.cuda.runtime
         self._driver = package.cuda.driver
-        self._compiler = package.cuda.compiler
+        self._nvrtc = package.cuda.nvrtc
         self._load_module = package.cuda.function.Module
         self._index = index
         try:
@@ -155,7 +155,7 @@ class CupyDevice:
         with self._compiling:
             if kernel.source not in self._modules:
                 module = self._load_module()
-                module.load(compiled(self._compiler, kernel.source, self.architecture))
+                module.load(compiled(self._nvrtc, kernel.source, self.architecture))
                 self._modules[kernel.source] = module
             function = self._modules[kernel.source].get_function(kernel.function)
             self._functions[kernel] = function
@@ -201,20 +201,25 @@ class _CudaEvent:
             self._runtime.eventDestroy(self.handle)
 
 
-def compiled(compiler: Any, name: str, architecture: str) -> bytes:
+def compiled(nvrtc: Any, name: str, architecture: str) -> bytes:
     """A source file for one architecture, such as `90`: kept on disk, or compiled now. Needs no GPU.
 
+    nvrtc: cupy.cuda.nvrtc
     Raises DeviceError with what the compiler says.
     """
 
     def compile_text(text: str) -> bytes:
+        program = nvrtc.createProgram(text, name, (), ())
         try:
-            made, _ = compiler.compile_using_nvrtc(text, source.OPTIONS, architecture, name, cache_in_memory=True)
-        except compiler.CompileException as error:
-            raise DeviceError(f"NVRTC does not compile {name} for sm_{architecture}: {error}") from error
-        return bytes(made)
+            nvrtc.compileProgram(program, (f"--gpu-architecture=sm_{architecture}", *source.OPTIONS))
+            return bytes(nvrtc.getCUBIN(program))
+        except nvrtc.NVRTCError as error:
+            log = nvrtc.getProgramLog(program)
+            raise DeviceError(f"NVRTC does not compile {name} for sm_{architecture}: {error}: {log}") from error
+        finally:
+            nvrtc.destroyProgram(program)
 
-    version = ".".join(map(str, compiler._get_nvrtc_version()))
+    version = ".".join(map(str, nvrtc.getVersion()))
     return source.binary(name, architecture, f"nvrtc {version}", compile_text)
 
 

@@ -13,6 +13,7 @@ from kvgate.chunk.layout import Layout
 from kvgate.kernels.paged_copy import Placed, Selection
 from kvgate.kernels.pages import Pages, Table
 from kvgate.kernels.pieces import Extent
+from tests.kernels import devices
 
 AXES = "LPBHT"
 """Layers, parts, blocks, heads, tokens in a block; a row follows, which U splits into units that lie apart."""
@@ -42,7 +43,7 @@ class Paged:
 
 def aligned(nbytes: int, shift: int) -> Any:
     """`nbytes` of random bytes whose address is `shift` more than a multiple of 64."""
-    memory = np.frombuffer(random.randbytes(nbytes + 64 + shift), np.uint8).copy()
+    memory = devices.filled(np.frombuffer(random.randbytes(nbytes + 64 + shift), np.uint8))
     start = -memory.ctypes.data % 64 + shift
     return memory[start : start + nbytes]
 
@@ -80,7 +81,7 @@ def make_pages(order: str, sizes: dict[str, int], unit: int, padding: int = 0, s
 def cut(memory: Any, at: list[int]) -> tuple[Any, list[Extent]]:
     """The same bytes in as many separate allocations of the exact size, and where they lie."""
     edges = [0, *sorted({place for place in at if 0 < place < len(memory)}), len(memory)]
-    parts = [memory[a:b].copy() for a, b in itertools.pairwise(edges)]
+    parts = [devices.filled(memory[a:b]) for a, b in itertools.pairwise(edges)]
     return parts, [Extent(part.ctypes.data, len(part)) for part in parts]
 
 

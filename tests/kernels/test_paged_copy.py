@@ -21,7 +21,8 @@ from kvgate.kernels.paged_copy import (
 )
 from kvgate.kernels.pages import Table
 from kvgate.kernels.pieces import Extent
-from tests.kernels.on_cpu import CpuDevice
+from tests.kernels import devices
+from tests.kernels.devices import examples, make_device
 from tests.kernels.paged import ENGINES, Paged, cut, make_pages, random_table, selected
 
 
@@ -29,7 +30,7 @@ def check_both_ways(
     rng: random.Random, paged: Paged, layout: Layout, selection: Selection, chunk_count: int, cuts: int, holes: bool
 ) -> set[str]:
     """Gather and scatter some chunks, and hold every byte of all memory against the twins; the kernels that ran."""
-    device = CpuDevice()
+    device = make_device()
     copies = PagedCopies(device)
     free = list(range(paged.pages.blocks))
     rng.shuffle(free)
@@ -112,7 +113,7 @@ def cases(draw: st.DrawFn) -> tuple[Any, ...]:
     return order, sizes, unit, padding, shift, layout, selection, chunk_count
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(cases(), st.integers(0, 4), st.booleans(), st.integers(0, 2**32))
 def test_any_affine_layout_comes_and_goes_bit_for_bit(case: tuple[Any, ...], cuts: int, holes: bool, seed: int) -> None:
     order, sizes, unit, padding, shift, layout, selection, chunk_count = case
@@ -138,8 +139,8 @@ def test_the_width_of_an_access_follows_from_what_is_least_aligned(where: str, s
 def test_a_launch_of_few_blocks_of_threads_does_all_of_the_work() -> None:
     layout = Layout(2, 2, 2, 64, 64, "BF16")
     paged = make_pages("LPBHT", {"L": 2, "P": 2, "B": 9, "H": 2, "T": 16}, 128)
-    device = CpuDevice()
-    tensor = np.zeros(layout.nbytes, np.uint8)
+    device = make_device()
+    tensor = devices.filled(np.zeros(layout.nbytes, np.uint8))
     chunk = Placed([Extent(tensor.ctypes.data, layout.nbytes)], Table([3, 1, 4, 8]))
     launch = plan(layout, paged.pages, [chunk], Selection.all_of(layout))
     assert launch.work > 3
@@ -154,7 +155,7 @@ def test_a_launch_of_few_blocks_of_threads_does_all_of_the_work() -> None:
 def test_nothing_to_move_launches_nothing() -> None:
     layout = Layout(1, 2, 1, 8, 8, "BF16")
     paged = make_pages("LPBHT", {"L": 1, "P": 2, "B": 2, "H": 1, "T": 8}, 16)
-    device = CpuDevice()
+    device = make_device()
     PagedCopies(device).gather(plan(layout, paged.pages, [], Selection.all_of(layout)), 0).wait()
     assert not device.launches
 

@@ -13,7 +13,8 @@ from kvgate.kernels import quantise
 from kvgate.kernels.paged_copy import gather_twin, scatter_twin
 from kvgate.kernels.pages import Table
 from kvgate.kernels.quantised_copy import Encoded, Kind, QuantisedCopies, plan
-from tests.kernels.on_cpu import CpuDevice
+from tests.kernels import devices
+from tests.kernels.devices import examples, make_device
 from tests.kernels.paged import ENGINES, Paged, aligned, make_pages, random_table
 
 NUMBER = {"BF16": 2, "F16": 2, "F32": 4}
@@ -30,8 +31,8 @@ class Tensors:
             scale_shape = (layers, heads, -(-tokens // kind.group), channels)
         dtype = np.int8 if kind is Kind.INT8 else np.uint8
         self.codes = aligned(layers * heads * tokens * wide, shift).view(dtype).reshape(layers, heads, tokens, wide)
-        self.scales = np.full(scale_shape, 0x1234, np.uint16)
-        self.lows = np.full(scale_shape if kind.halves else (0,), 0x4321, np.uint16)
+        self.scales = devices.filled(np.full(scale_shape, 0x1234, np.uint16))
+        self.lows = devices.filled(np.full(scale_shape if kind.halves else (0,), 0x4321, np.uint16))
 
     def at(self, table: Table) -> Encoded:
         lows = self.lows.ctypes.data if self.kind.halves else 0
@@ -98,7 +99,7 @@ def check_both_ways(
 ) -> None:
     """Gather and scatter some chunks, and hold every byte that can be written against the twins."""
     rng = random.Random(seed)
-    device = CpuDevice()
+    device = make_device()
     copies = QuantisedCopies(device, blocks=2, threads=32)
     layers, _, blocks, heads, _, units, unit = paged.rows.shape
     channels = units * unit // NUMBER[dtype]
@@ -153,7 +154,7 @@ def test_every_engine_layout_is_quantised_alike(kind: Kind, engine: str) -> None
     check_both_ways(kind, "BF16", paged, 24, 2, 3)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(120), deadline=None)
 @given(
     kind=st.sampled_from(Kind),
     dtype=st.sampled_from(list(NUMBER)),
@@ -223,7 +224,7 @@ class TestDamage:
     def check(self, kind: Kind, channels: int, damage: Any) -> None:
         paged = make_pages("LPBTH", {"L": 1, "P": 1, "B": 4, "H": 1, "T": 16}, channels * 2)
         fill(paged, "BF16", np.random.default_rng(1), "normal")
-        device = CpuDevice()
+        device = make_device()
         copies = QuantisedCopies(device, threads=32)
         tensors = Tensors(kind, 1, 1, 16, channels)
         launch = plan(kind, "BF16", 16, paged.pages, [tensors.at(Table([0]))])
@@ -272,7 +273,7 @@ def test_every_code_becomes_every_scale_times_it(kind: Kind) -> None:
             tensors.codes[tensors.codes & 0x7F == 0x7F] = 0
         tensors.scales[0, 0, :, 0] = [*range(0, 0x7F80, 64), 0x7F7F]
         tensors.scales[0, 0, :, 1] = tensors.scales[0, 0, :, 0] ^ 1
-        device = CpuDevice()
+        device = make_device()
         copies = QuantisedCopies(device, threads=32)
         assert copies.scatter(plan(kind, dtype, tokens, paged.pages, [tensors.at(Table([0]))]), 0).good()
         copies.close()
@@ -314,7 +315,7 @@ def test_dtypes_and_places_that_cannot_be_are_refused() -> None:
 
 def test_words_for_outcomes_are_used_again() -> None:
     paged = make_pages("LPBTH", {"L": 1, "P": 1, "B": 4, "H": 1, "T": 16}, 256)
-    device = CpuDevice()
+    device = make_device()
     copies = QuantisedCopies(device, threads=32)
     tensors = Tensors(Kind.INT8, 1, 1, 16, 128)
     paged.rows[...] = 0

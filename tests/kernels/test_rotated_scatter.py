@@ -13,7 +13,7 @@ from kvgate.kernels import quantise, rerotate
 from kvgate.kernels.paged_copy import scatter_twin
 from kvgate.kernels.pages import Table
 from kvgate.kernels.rotated_scatter import Moved, RotatedScatters, plan
-from tests.kernels.on_cpu import CpuDevice
+from tests.kernels.devices import examples, make_device
 from tests.kernels.paged import ENGINES, Paged, aligned, make_pages, random_table
 
 NUMBER = {"BF16": 2, "F16": 2, "F32": 4}
@@ -34,7 +34,7 @@ def check(
 ) -> None:
     """Scatter the keys of chunks that have `parts` parts, each by a distance of its own, and compare all memory."""
     rng, numbers = random.Random(seed), np.random.default_rng(seed)
-    device = CpuDevice()
+    device = make_device()
     layers, _, blocks, heads, _, units, unit = paged.rows.shape
     row_nbytes = units * unit
     channels = row_nbytes // NUMBER[dtype]
@@ -90,7 +90,7 @@ def test_keys_move_into_every_engine_layout(engine: str) -> None:
     check("BF16", paged, 24, 2, 64, 0, False, seed=3)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     dtype=st.sampled_from(list(NUMBER)),
     order=st.permutations("LPBHTU"),

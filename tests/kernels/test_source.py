@@ -140,24 +140,38 @@ class TestBinaries:
         assert self.get() == b"binary"
 
 
-class RefusingCompiler:
-    """The foreign edge: what CuPy's compiler does with a source that NVRTC refuses."""
+class RefusingNvrtc:
+    """The foreign edge: what CuPy's door to NVRTC does with a source that NVRTC refuses."""
 
-    class CompileException(Exception):
+    def __init__(self) -> None:
+        self.open = 0
+
+    class NVRTCError(RuntimeError):
         pass
 
-    @staticmethod
-    def _get_nvrtc_version() -> tuple[int, int]:
+    def getVersion(self) -> tuple[int, int]:
         return (13, 0)
 
-    def compile_using_nvrtc(self, *_: object, **__: object) -> None:
-        raise self.CompileException("error: expected a ;")
+    def createProgram(self, text: str, name: str, headers: tuple[str, ...], names: tuple[str, ...]) -> int:
+        self.open += 1
+        return 1
+
+    def compileProgram(self, program: int, options: tuple[str, ...]) -> None:
+        raise self.NVRTCError("NVRTC_ERROR_COMPILATION")
+
+    def getProgramLog(self, program: int) -> str:
+        return "error: expected a ;"
+
+    def destroyProgram(self, program: int) -> None:
+        self.open -= 1
 
 
 def test_what_the_compiler_says_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("KVGATE_KERNEL_CACHE", str(tmp_path))
-    with pytest.raises(DeviceError, match=r"paged_copy.cu for sm_90: error: expected a ;"):
-        cupy_device.compiled(RefusingCompiler(), "paged_copy.cu", "90")
+    refusing = RefusingNvrtc()
+    with pytest.raises(DeviceError, match=r"paged_copy.cu for sm_90: NVRTC_ERROR_COMPILATION: error: expected a ;"):
+        cupy_device.compiled(refusing, "paged_copy.cu", "90")
+    assert not refusing.open
 
 
 def test_without_cupy_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,7 +189,7 @@ def test_without_a_gpu_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
 
     runtime = SimpleNamespace(getDeviceCount=get_device_count, CUDARuntimeError=CUDARuntimeError)
     function = SimpleNamespace(Module=None)
-    package = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, driver=None, compiler=None, function=function))
+    package = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, driver=None, nvrtc=None, function=function))
     monkeypatch.setitem(sys.modules, "cupy", package)
     with pytest.raises(NoDevice, match="there is no GPU here that CUDA can use: cudaErrorNoDevice"):
         cupy_device.CupyDevice()

@@ -20,6 +20,7 @@ from kvgate.kernels.transfer import Step, Transfers, steps
 from kvgate.memory.arena import Arena
 from kvgate.memory.lease import Lease
 from tests.kernels.any_order import AnyOrderDevice
+from tests.kernels.devices import examples
 from tests.kernels.on_cpu import CpuDevice
 from tests.kernels.paged import make_pages, random_table, selected
 
@@ -100,7 +101,7 @@ SCENES = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(**SCENES)
 def test_chunks_fill_the_pages_once_the_engine_has_left_them(layers_at_once: int, **options: Any) -> None:
     scene = Scene(**options, holes=True)
@@ -123,7 +124,7 @@ def test_chunks_fill_the_pages_once_the_engine_has_left_them(layers_at_once: int
     scene.close()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(**SCENES)
 def test_what_the_engine_has_computed_fills_the_chunks(layers_at_once: int, **options: Any) -> None:
     scene = Scene(**options)
@@ -147,7 +148,7 @@ def test_what_the_engine_has_computed_fills_the_chunks(layers_at_once: int, **op
     scene.close()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), staging_layers=st.integers(1, 3))
 def test_transfers_that_follow_each_other_do_not_mix(seed: int, staging_layers: int) -> None:
     """Stored, loaded elsewhere, and stored again, with no wait by any thread in between."""
