@@ -170,9 +170,9 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     @_safe(False)
     def reset_cache(self) -> bool:
-        """Take nothing for stored any more. What the gateway holds stays: it is right for these weights."""
+        """See Scheduling.reset. What the gateway holds stays: it is right for the weights that its space names."""
         if self._scheduling is not None:
-            self._scheduling.forget_all()
+            self._scheduling.reset()
         return True
 
     @property

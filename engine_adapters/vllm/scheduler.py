@@ -26,10 +26,11 @@ from engine_adapters.vllm.events import StoredEvents
 from engine_adapters.vllm.evictable import Evictable
 from engine_adapters.vllm.job import SKIP, Load, LoadPart, Report, Save, SavedChunk, Work
 from engine_adapters.vllm.lookup import Found, Lookup, Lookups
+from engine_adapters.vllm.multimodal import is_named_by_caller
 from engine_adapters.vllm.prompt import Chains
 from engine_adapters.vllm.settings import Settings
 from engine_adapters.vllm.space import Group, with_lora
-from kvgate.errors import KVGateError
+from kvgate.errors import KVGateError, UnsupportedModel
 
 _log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class Scheduling:
         self._next_job = 0
         self._known: OrderedDict[bytes, None] = OrderedDict()
         self._in_flight: dict[bytes, int] = {}
+        self._rests = False
         self._pool: Any = None
         self._evictable = Evictable(block_target) if settings.save == "lazy" else None
         # A step that loads has to compute a token. Between steps all may be loaded, and vLLM then computes the last
@@ -132,16 +134,22 @@ class Scheduling:
         """Whether workers have something to report for which blocks or leases are held."""
         return self.holds_blocks or bool(self._loading)
 
+    @property
+    def _saves_anything(self) -> bool:
+        return self._settings.save != "none" and self._pool is not None and not self._rests
+
     # --- what vLLM asks ---
 
     def arrive(self, request: Any) -> None:
         """Begin to look a new request up."""
         tracked = self._requests.setdefault(request.request_id, _Tracked(request))
-        if tracked.lookup is None and tracked.found is None:
+        if tracked.lookup is None and tracked.found is None and not self._rests:
             self._look_up(tracked)
 
     def matched(self, request: Any, local: int) -> tuple[int | None, bool]:
         """How many tokens beyond the `local` first can be loaded, and whether between steps; None to be asked again."""
+        if self._rests:
+            return 0, False
         tracked = self._requests.get(request.request_id)
         if tracked is None:
             tracked = self._requests[request.request_id] = _Tracked(request)
@@ -193,7 +201,7 @@ class Scheduling:
 
     def step(self, output: Any) -> Work:
         """The work that goes with a step of vLLM's."""
-        if self._settings.save != "none" and self._pool is not None:
+        if self._saves_anything:
             try:
                 self._plan_step(output)
             except Exception:  # a defect of ours must not end the engine
@@ -211,7 +219,7 @@ class Scheduling:
         if tracked is None:
             return None
         loading = request.request_id in self._loading
-        if self._settings.save != "none" and self._pool is not None and not loading:
+        if self._saves_anything and not loading:
             self._plan(tracked, self._certain_tokens(request, 0), block_ids)
         self._let_go(tracked)
         if tracked.lookup is not None:
@@ -244,9 +252,18 @@ class Scheduling:
                     if self._events is not None:
                         self._events.stored(chunk_hash)
 
-    def forget_all(self) -> None:
-        """Take nothing for stored any more."""
+    def reset(self) -> None:
+        """Take nothing for stored any more; and where weights may change, look for nothing and save nothing any more.
+
+        vLLM resets caches for new weights, among other reasons, and does not say for which. The spaces name the old.
+        """
         self._known.clear()
+        if self._settings.weights_may_change and not self._rests:
+            self._rests = True
+            _log.warning(
+                "vLLM has reset its caches, maybe for new weights, so kvgate rests until the engine starts again; "
+                "where weights never change, set weights_may_change to false"
+            )
 
     # --- looking up ---
 
@@ -263,6 +280,8 @@ class Scheduling:
         def name() -> Chains:
             if known is not None:
                 return known
+            if is_named_by_caller(request):
+                raise UnsupportedModel("an image or audio input has a name of its caller's, which others may have too")
             lora = self._adapters.digest(request.lora_request)
             return Chains(request, [with_lora(group.space, lora) for group in groups], salt())
 

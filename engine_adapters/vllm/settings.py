@@ -41,6 +41,10 @@ class Settings:
     lookup_threads: int = option(default=2, help="prompts that are looked up at the same time")
     known_chunks: int = option(default=65536, help="chunks that the engine remembers to be stored")
     max_lookups: int = option(default=4096, help="prompts that may wait to be looked up; more are not")
+    weights_may_change: bool = option(
+        default=True,
+        help="rest for good once vLLM resets the connector's cache, as it does for new weights in a running engine",
+    )
     wait_for_handoff: Seconds = option(
         default=Seconds(5.0), help="the longest that a decode instance waits for what a prefill instance hands over"
     )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-_CONTENT_HASH = re.compile(r"[0-9a-f]{64}(?:[0-9a-f]{64})?")
+from engine_adapters.vllm.multimodal import is_named_by_caller
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +40,6 @@ def why_unshared(request: Any) -> str:
         return "unknown request"
     if request.lora_request is not None:
         return "lora"  # hashed are its name and path, and not what lies there
-    if any(not _CONTENT_HASH.fullmatch(feature.identifier or "") for feature in request.mm_features or ()):
-        return "multimodal uuid"  # the caller's name for an input, which need not be of its content
+    if is_named_by_caller(request):
+        return "multimodal uuid"
     return ""
