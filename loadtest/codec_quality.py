@@ -8,7 +8,7 @@ same on KV that went through no codec: KL divergence of the distributions of the
 the likeliest token is the same. The KV is BF16, as most engines keep it; the model computes in float32.
 
 Speed: GB of KV in its own dtype a second of the CPU time of one thread, beside a memcpy of the same bytes in the same
-run.
+run. Lossy codecs have two figures: with the quantisers of NumPy, and with those of torch.
 
 Prints the table of docs/codecs.md. Needs what examples/demo/requirements.txt names.
 """
@@ -28,6 +28,7 @@ import numpy
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from engine_adapters import torch_quantise
 from engine_adapters.transformers.probe import CACHE_OPTION
 from engine_adapters.transformers.space import LiveSpace
 from kvgate.chunk.form import LOSSY_GROUP, RAW
@@ -35,6 +36,7 @@ from kvgate.chunk.layout import DATA_START
 from kvgate.chunk.space import Space
 from kvgate.codec.chunk_body import decode_body, encode_body
 from kvgate.codec.installed import installed_names
+from kvgate.kernels import quantise
 from kvgate.plugins import names
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -103,7 +105,8 @@ def through_codec(space: Space) -> Through:
         for first in range(0, kv.shape[3], space.chunk_tokens):
             tokens = slice(first, first + space.chunk_tokens)
             out = bytearray(space.layout.nbytes)
-            decode_body(space, body_of(space, kv[:, :, :, tokens].contiguous()), out)
+            body = body_of(space, kv[:, :, :, tokens].contiguous())
+            decode_body(space, body, out, quantisers=torch_quantise)
             back[:, :, :, tokens] = torch.frombuffer(out, dtype=kv.dtype).view(back[:, :, :, tokens].shape)
         return back
 
@@ -116,8 +119,7 @@ def unit_fp8(kv: Any) -> Any:
 
 
 def body_of(space: Space, kv: Any, lossless: str = RAW) -> bytes:
-    pieces = encode_body(space, bytes(32), bytes(32), 0, memoryview(bytes_of(kv)), lossless=lossless)
-    return b"".join(pieces)
+    return b"".join(encode_body(space, bytes(32), bytes(32), 0, memoryview(bytes_of(kv)), lossless=lossless))
 
 
 def bytes_of(kv: Any) -> Any:
@@ -176,12 +178,17 @@ def speeds(space: Space, chunk: Any, name: str, cells: list[str]) -> list[str]:
     of = space if name in (RAW, lossless) else of_codec(space, name)
     body = body_of(of, chunk, lossless)
     cells[1] = f"{(len(body) - DATA_START) / space.layout.nbytes:.3f}"
-    out = bytearray(space.layout.nbytes)
-    paces = (
-        pace(space.layout.nbytes, lambda: body_of(of, chunk, lossless)),
-        pace(space.layout.nbytes, lambda: decode_body(of, body, out)),
-    )
-    return [f"{each:.2f}" for each in paces]
+    raw, out = memoryview(bytes_of(chunk)), bytearray(space.layout.nbytes)
+    both = (quantise, torch_quantise) if of.codec != RAW else (quantise,)
+
+    def encode(quantisers: Any) -> object:
+        return encode_body(of, bytes(32), bytes(32), 0, raw, lossless=lossless, quantisers=quantisers)
+
+    ways = [
+        [pace(raw.nbytes, lambda each=each: encode(each)) for each in both],
+        [pace(raw.nbytes, lambda each=each: decode_body(of, body, out, quantisers=each)) for each in both],
+    ]
+    return [" / ".join(f"{each:.2f}" for each in paces) for paces in ways]
 
 
 def pace(nbytes: int, do: Callable[[], object], for_s: float = 1.0) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from engine_adapters import torch_quantise
 from engine_adapters.breaker import Breaker
 from engine_adapters.chunk_writer import ChunkWriter
 from engine_adapters.transformers import kv_layout
@@ -175,4 +176,6 @@ class BackgroundStore:
         space, first_token = job.space, index * job.space.chunk_tokens
         kv_layout.fill_chunk(kv, space.layout, job.layers, first_token)
         name, parent = job.chain[index + 1], job.chain[index]
-        return encode_body(space, name, parent, first_token, memoryview(kv.numpy()), lossless=self._lossless)
+        return encode_body(
+            space, name, parent, first_token, memoryview(kv.numpy()), lossless=self._lossless, quantisers=torch_quantise
+        )

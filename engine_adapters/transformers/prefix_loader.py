@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from engine_adapters import torch_quantise
 from engine_adapters.breaker import Breaker
 from engine_adapters.transformers import kv_layout
 from engine_adapters.transformers.stats import Ledger, RequestStats
@@ -124,7 +125,7 @@ class PrefixLoader:
                         decoded[:index] = bodies[:index, DATA_START:]
                 if decoded is not None:
                     _left_s(end_s)
-                    decode_body(space, body, memoryview(decoded[index].numpy()))
+                    decode_body(space, body, memoryview(decoded[index].numpy()), quantisers=torch_quantise)
                 done, loaded_nbytes = index + 1, loaded_nbytes + len(body)
         except InvalidChunk as error:
             stats.miss = f"chunk {done}: {error}"

@@ -22,7 +22,7 @@ from kvgate.chunk.layout import DATA_START, Layout
 from kvgate.chunk.safetensors import TensorInfo, decode_header
 from kvgate.chunk.space import Space
 from kvgate.codec.installed import codec_named
-from kvgate.codec.lossy import lossy_codec
+from kvgate.codec.lossy import Quantisers, lossy_codec
 from kvgate.errors import InvalidChunk, LayoutError, NotFinite
 from kvgate.kernels import quantise
 
@@ -42,12 +42,15 @@ def max_body_nbytes(space: Space) -> int:
     return DATA_START + space.stored.nbytes
 
 
-def encode_kv(space: Space, kv: Buffer, data: Buffer, layout: Layout | None = None) -> None:
+def encode_kv(
+    space: Space, kv: Buffer, data: Buffer, layout: Layout | None = None, *, quantisers: Quantisers = quantise
+) -> None:
     """Write KV in the form of its space.
 
     kv:     layout.nbytes bytes
     data:   as many bytes as that form of the layout has: what follows the header of a chunk, or a slice of that
     layout: of a slice; by default the whole chunk's
+    quantisers: of another array library, which give the same bits
     Raises NotFinite where a codec cannot keep a NaN or an infinity, LayoutError for buffers of another size.
     """
     layout = layout or space.layout
@@ -59,12 +62,14 @@ def encode_kv(space: Space, kv: Buffer, data: Buffer, layout: Layout | None = No
     codec = lossy_codec(space.codec)
     tensors = _tensors(target, stored.tensors)
     for layer in range(layout.layers):
-        codec.encode(numbers[layer], layout.dtype, {name: each[layer] for name, each in tensors.items()}, quantise)
+        codec.encode(numbers[layer], layout.dtype, {name: each[layer] for name, each in tensors.items()}, quantisers)
     if any(quantise.is_poisoned(scales) for name, scales in tensors.items() if name.endswith("_scale")):
         raise NotFinite(f"KV with NaN or infinities is not kept by {space.codec}")
 
 
-def decode_kv(space: Space, data: Buffer, kv: Buffer, layout: Layout | None = None) -> None:
+def decode_kv(
+    space: Space, data: Buffer, kv: Buffer, layout: Layout | None = None, *, quantisers: Quantisers = quantise
+) -> None:
     """Fill `kv` from what `encode_kv` has written. Raises InvalidChunk, LayoutError for buffers of another size."""
     layout = layout or space.layout
     stored = stored_form(space.codec, layout)
@@ -76,13 +81,20 @@ def decode_kv(space: Space, data: Buffer, kv: Buffer, layout: Layout | None = No
     tensors = _tensors(source, stored.tensors)
     for layer in range(layout.layers):
         try:
-            codec.decode({name: each[layer] for name, each in tensors.items()}, layout.dtype, out[layer], quantise)
+            codec.decode({name: each[layer] for name, each in tensors.items()}, layout.dtype, out[layer], quantisers)
         except ValueError as error:
             raise InvalidChunk(f"layer {layer} of {space.codec}: {error}") from error
 
 
 def encode_body(
-    space: Space, chunk_hash: bytes, parent: bytes, first_token: int, kv: Buffer, *, lossless: str = RAW
+    space: Space,
+    chunk_hash: bytes,
+    parent: bytes,
+    first_token: int,
+    kv: Buffer,
+    *,
+    lossless: str = RAW,
+    quantisers: Quantisers = quantise,
 ) -> Sequence[Buffer]:
     """A whole chunk object, in pieces that follow one another.
 
@@ -93,7 +105,7 @@ def encode_body(
     """
     if space.codec != RAW:
         data = bytearray(space.stored.nbytes)
-        encode_kv(space, kv, data)
+        encode_kv(space, kv, data, quantisers=quantisers)
         return [ChunkHeader.encode(space, chunk_hash, parent, first_token), data]
     raw = _array(kv, space.layout.nbytes)
     if lossless != RAW:
@@ -105,7 +117,7 @@ def encode_body(
     return [ChunkHeader.encode(space, chunk_hash, parent, first_token), raw.data]
 
 
-def decode_body(space: Space, body: Buffer, kv: Buffer) -> None:
+def decode_body(space: Space, body: Buffer, kv: Buffer, *, quantisers: Quantisers = quantise) -> None:
     """Fill `kv`, space.layout.nbytes bytes, from a whole chunk object in whatever form a chunk of the space may have.
 
     Whether it is the right chunk is for `check_chunk`. Raises InvalidChunk, and ConfigError for a codec that is not
@@ -117,7 +129,7 @@ def decode_body(space: Space, body: Buffer, kv: Buffer) -> None:
     check_tensors(header, codec, space)
     data = view[DATA_START:]
     if codec == space.codec:
-        decode_kv(space, data, kv)
+        decode_kv(space, data, kv, quantisers=quantisers)
         return
     sizes = _array(data, len(data))[: header.tensors[BLOCK_NBYTES_TENSOR].stop].view("<u8").tolist()
     blocks = data[header.tensors[KV_TENSOR].start :]

@@ -148,8 +148,9 @@ def _int4_encode(numbers: Array, dtype: str, axis: int, codes: Array, scales: Ar
     wide = widen(numbers, dtype)
     extent = wide.shape[axis]
     # A negative zero becomes a zero: a scale has no sign.
-    lowest = _reduced(np.minimum, wide, INT4_GROUP, axis) + np.float32(0)
-    highest = _reduced(np.maximum, wide, INT4_GROUP, axis) + np.float32(0)
+    with np.errstate(invalid="ignore"):  # a NaN may be a signalling one
+        lowest = _reduced(np.minimum, wide, INT4_GROUP, axis) + np.float32(0)
+        highest = _reduced(np.maximum, wide, INT4_GROUP, axis) + np.float32(0)
     bits = lowest.view(np.uint32)
     away = np.where(bits >> np.uint32(31), np.uint32(0xFFFF), np.uint32(0))
     np.copyto(lows, (bits + away) >> np.uint32(16), casting="unsafe")
