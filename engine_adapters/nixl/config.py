@@ -12,8 +12,11 @@ from kvgate.config import Seconds, option
 class NixlConfig:
     """Raises ValueError for values that contradict each other."""
 
-    host: str = option(default="127.0.0.1", help="IP address that control connections come in on")
+    host: str = option(default="127.0.0.1", help="IP address that control connections come in on, as others reach it")
     port: int = option(default=0, help="port of the first rank's control connections, the others follow; 0: any free")
+    peers: tuple[str, ...] = option(
+        default=("127.0.0.0/8", "::1/128"), help="networks of the prefill workers that may be called"
+    )
     transports: str = option(
         default="", help="what UCX may use, as in UCX_TLS, such as rc,cuda_copy; empty: its choice"
     )
@@ -37,12 +40,24 @@ class NixlConfig:
 
     def __post_init__(self) -> None:
         try:
-            ipaddress.ip_address(self.host)
+            host = ipaddress.ip_address(self.host)
         except ValueError:
             raise ValueError(f"host must be an IP address, got {self.host!r}") from None
+        if host.is_unspecified:
+            raise ValueError(f"host must be the address that others reach, not {self.host}")
+        for network in self.peers:
+            try:
+                ipaddress.ip_network(network)
+            except ValueError as error:
+                raise ValueError(f"peers has networks such as 10.0.0.0/16: {error}") from None
         if not 0 <= self.port < 1 << 16:
             raise ValueError(f"port must be 0 to 65535, got {self.port}")
         if self.heartbeat <= 0 or self.heartbeat_timeout < 2 * self.heartbeat:
             raise ValueError(f"heartbeat_timeout must be at least twice heartbeat, which is {self.heartbeat:g} s")
         if self.max_transfers < 1 or self.max_sessions < 1:
             raise ValueError("max_transfers and max_sessions must be at least 1")
+
+    def may_call(self, host: str) -> bool:
+        """Whether `peers` has this IP address. Raises ValueError for what is none."""
+        address = ipaddress.ip_address(host)
+        return any(address in ipaddress.ip_network(network) for network in self.peers)

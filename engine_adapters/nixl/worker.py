@@ -12,7 +12,6 @@ work; the engine's thread leaves commands and takes events, and is never kept wa
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import selectors
 import socket
@@ -93,7 +92,8 @@ class Worker:
         self._failed_at: dict[tuple[str, int], float] = {}
 
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        self._listener = socket.create_server((config.host, config.port), family=family, backlog=64)
+        port = config.port + layout.rank if config.port else 0
+        self._listener = socket.create_server((config.host, port), family=family, backlog=64)
         try:
             self._listener.setblocking(False)
             self._current = Generation(Agent(layout, config))
@@ -143,7 +143,10 @@ class Worker:
         Raises ValueError for blocks that there are not, an address that is none, and a request that is wanted already;
         Overloaded when too many are.
         """
-        ipaddress.ip_address(address[0])  # a name would be looked up in the thread that must not wait
+        if not self._config.may_call(
+            address[0]
+        ):  # nor a name, which would be looked up in the thread that must not wait
+            raise ValueError(f"{address[0]} is in none of the networks of peers")
         runs = self._checked(request_id, blocks)
         if not any(run.ids for run in runs):
             raise ValueError("no block is wanted")

@@ -22,6 +22,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from engine_adapters.breaker import Breaker
+from engine_adapters.vllm.direct import Direct
+from engine_adapters.vllm.direct_worker import Address
 from engine_adapters.vllm.events import StoredEvents
 from engine_adapters.vllm.job import Report, Work
 from engine_adapters.vllm.lookup import Lookups
@@ -79,6 +81,7 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._scheduling: Scheduling | None = None
         self._worker: Worker | None = None
         self._events: StoredEvents | None = None
+        self._direct: Direct | None = None
         parallel = vllm_config.parallel_config
         if role is KVConnectorRole.SCHEDULER:
             # vLLM reads this once the connector is there. By its default a load that fails would end the request.
@@ -97,6 +100,8 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             wants_events = vllm_config.kv_events_config
             if wants_events is not None and wants_events.enable_kv_cache_events:
                 self._events = StoredEvents(kv_cache_config, self._settings.known_chunks)
+            if self._settings.direct is not None:
+                self._direct = Direct(self._groups, parallel.world_size)
             batch_tokens = vllm_config.scheduler_config.max_num_batched_tokens
             self._scheduling = Scheduling(
                 self._settings,
@@ -106,6 +111,7 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
                 workers=parallel.world_size,
                 block_target=2 * sum(-(-batch_tokens // group.block_tokens) for group in self._groups),
                 events=self._events,
+                direct=self._direct,
             )
             for group in self._groups:
                 _log.info("kvgate: group %d is space %s of %s", group.index, group.space.id[:8], self._settings.bucket)
@@ -114,6 +120,11 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             self._worker = Worker(self._client, self._settings, self._groups, rank, one_table=one_table)
 
     # --- the scheduler's half ---
+
+    def set_xfer_handshake_metadata(self, metadata: dict[int, Any]) -> None:
+        """Learn where the workers are called, by rank."""
+        if self._direct is not None:
+            self._direct.reached_at([(metadata[rank].host, metadata[rank].port) for rank in sorted(metadata)])
 
     def bind_gpu_block_pool(self, gpu_block_pool: Any) -> None:
         """See Scheduling.bind."""
@@ -181,6 +192,10 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         return False
 
     # --- a worker's half ---
+
+    def get_handshake_metadata(self) -> Address | None:
+        """Where this worker is called by other instances."""
+        return self._of_worker.address
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         """See Worker.register. Raises where the engine's memory is not what its configuration said."""
@@ -317,6 +332,8 @@ def _check(settings: Settings, groups: tuple[Group, ...], one_table: bool, vllm_
     if settings.load == "layerwise" and vllm_config.scheduler_config.async_scheduling:
         # vLLM would go on from a step whose load failed before it hears of that.
         raise ConfigError("load: layerwise needs vLLM without async_scheduling; use load: async, or turn that off")
+    if settings.direct is not None and vllm_config.parallel_config.pipeline_parallel_size > 1:
+        raise ConfigError("direct: it needs all layers on each worker; without pipeline parallelism")
     if settings.save == "lazy" and not vllm_config.cache_config.enable_prefix_caching:
         raise ConfigError("save: lazy looks at vLLM's prefix cache, which is off; use save: all")
 
@@ -327,10 +344,10 @@ def _rank(vllm_config: Any, groups: tuple[Group, ...], kv_cache_config: Any, eng
     size, rank = parallel.tensor_parallel_size, parallel.rank % parallel.tensor_parallel_size
     space = groups[0].space
     if space.attention == "mla":
-        return Rank(range(1), parallel.pipeline_parallel_size == 1, rank == 0, engine)
+        return Rank(range(1), parallel.pipeline_parallel_size == 1, rank == 0, engine, rank, size)
     shards = min(size, space.kv_heads)
     replicas, held = size // shards, space.kv_heads // shards
     shard = rank // replicas
     heads = range(shard * held, (shard + 1) * held)
     is_whole = shards == 1 and parallel.pipeline_parallel_size == 1
-    return Rank(heads, is_whole, rank % replicas == 0, engine)
+    return Rank(heads, is_whole, rank % replicas == 0, engine, rank, size)

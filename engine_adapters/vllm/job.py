@@ -61,29 +61,61 @@ class Save:
     chunks: tuple[SavedChunk, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A prompt's KV that a decode instance may fetch. The scheduler holds its blocks until every worker has reported.
+
+    id:   by which it is asked for
+    runs: for each group the request's first block in it, and the ids of the blocks from that one on
+    """
+
+    job: int
+    id: str
+    runs: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """A prompt's KV to be had from a prefill instance. at: where its workers are, by rank; id, runs: as of an Offer."""
+
+    request_id: str
+    id: str
+    at: tuple[tuple[str, int], ...]
+    runs: tuple[tuple[int, tuple[int, ...]], ...]
+
+
 @dataclass
 class Work(KVConnectorMetadata):  # type: ignore[misc]
-    """For one step. spaces: the id of each group's space without LoRA, which a worker's own must equal."""
+    """For one step.
+
+    spaces:   the id of each group's space without LoRA, which a worker's own must equal
+    given_up: requests whose fetch nobody waits for any more
+    """
 
     spaces: tuple[str, ...]
     loads: list[Load] = field(default_factory=list)
     saves: list[Save] = field(default_factory=list)
+    offers: list[Offer] = field(default_factory=list)
+    fetches: list[Fetch] = field(default_factory=list)
+    given_up: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Report(KVConnectorWorkerMetadata):  # type: ignore[misc]
     """From the workers, since the last step.
 
-    taken:  of each save, how many workers have taken the KV out of its blocks
-    loaded: of each request, how many workers have ended its load, however it went
-    stored: of each chunk, how many workers have stored their part
-    lost:   chunks that a worker could not store, or not load
+    taken:   of each save, how many workers have taken the KV out of its blocks
+    loaded:  of each request, how many workers have ended its load, however it went
+    stored:  of each chunk, how many workers have stored their part
+    lost:    chunks that a worker could not store, or not load
+    offered: of each offer, how many workers have ended it
     """
 
     taken: Counter[int] = field(default_factory=Counter)
     loaded: Counter[str] = field(default_factory=Counter)
     stored: Counter[bytes] = field(default_factory=Counter)
     lost: set[bytes] = field(default_factory=set)
+    offered: Counter[int] = field(default_factory=Counter)
 
     def aggregate(self, other: Report) -> Report:
         """Both together."""
@@ -92,7 +124,8 @@ class Report(KVConnectorWorkerMetadata):  # type: ignore[misc]
             self.loaded + other.loaded,
             self.stored + other.stored,
             self.lost | other.lost,
+            self.offered + other.offered,
         )
 
     def __bool__(self) -> bool:
-        return bool(self.taken or self.loaded or self.stored or self.lost)
+        return bool(self.taken or self.loaded or self.stored or self.lost or self.offered)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,6 +65,19 @@ class Chains:
         keys, self._next_feature = generate_block_hash_extra_keys(self._request, start, stop, self._next_feature)
         named = [_plain(key) for key in keys or () if key[0] != "lora"]
         return rfc8785.dumps(named) if named else b""
+
+
+def prompt_digest(request: Any, spaces: Sequence[Space]) -> bytes:
+    """What two requests have in common when the KV of their whole prompts is the same; sha256.
+
+    Raises ValueError for tokens, and UnsupportedModel for inputs, that cannot be named.
+    """
+    count = request.num_prompt_tokens
+    keys, _ = generate_block_hash_extra_keys(request, 0, count, 0)
+    digest = hashlib.sha256(b"".join(space.digest for space in spaces))
+    digest.update(rfc8785.dumps([_plain(key) for key in keys or ()]) + b"\0")
+    digest.update(array("Q", request.all_token_ids[:count]).tobytes())
+    return digest.digest()
 
 
 def _plain(key: Any) -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 
 from engine_adapters.vllm import handoff
 from engine_adapters.vllm.adapters import Adapters
+from engine_adapters.vllm.direct import Direct
 from engine_adapters.vllm.events import StoredEvents
 from engine_adapters.vllm.evictable import Evictable
 from engine_adapters.vllm.job import SKIP, Load, LoadPart, Report, Save, SavedChunk, Work
@@ -35,7 +36,7 @@ from kvgate.errors import KVGateError, UnsupportedModel
 _log = logging.getLogger(__name__)
 
 _MAX_HELD_SHARE = 0.5
-"""Of all blocks, how many saves may hold at the same time; beyond it chunks are not saved."""
+"""Of all blocks, how many saves and offers may hold at the same time; beyond it there are no others."""
 
 
 @dataclass(slots=True)
@@ -91,10 +92,12 @@ class Scheduling:
         workers: int,
         block_target: int,
         events: StoredEvents | None = None,
+        direct: Direct | None = None,
     ) -> None:
         """salt: of the tenant; asked for in the background, and raises GatewayError
         workers:      how many report
         block_target: blocks that vLLM may need in one step, for `save: lazy`
+        direct:       where prompts are also handed over without the gateway
         """
         self.counts = Counts()
         self._settings = settings
@@ -103,6 +106,7 @@ class Scheduling:
         self._salt = salt
         self._workers = workers
         self._events = events
+        self._direct = direct
         self._adapters = Adapters()
         self._requests: dict[str, _Tracked] = {}
         self._loads: list[Load] = []
@@ -123,11 +127,13 @@ class Scheduling:
     def bind(self, block_pool: Any) -> None:
         """Take vLLM's block pool, of which saves hold blocks."""
         self._pool = block_pool
+        if self._direct is not None:
+            self._direct.bind(block_pool)
 
     @property
     def holds_blocks(self) -> bool:
         """Whether blocks are held, or about to be, that vLLM could use otherwise."""
-        return bool(self._saving or self._saves)
+        return bool(self._saving or self._saves or (self._direct and self._direct.held_blocks))
 
     @property
     def expects_reports(self) -> bool:
@@ -153,6 +159,9 @@ class Scheduling:
         tracked = self._requests.get(request.request_id)
         if tracked is None:
             tracked = self._requests[request.request_id] = _Tracked(request)
+        if self._direct is not None and (tokens := self._direct.tokens(request, local)):
+            tracked.local = local
+            return tokens, True
         if tracked.tried == request.num_preemptions:
             return 0, False
         if tracked.found is not None and tracked.found.leases and tracked.found.expires_at < self._renew_at():
@@ -177,7 +186,13 @@ class Scheduling:
     def allocated(self, request: Any, blocks: Any, external: int) -> None:
         """Note the blocks for the `external` tokens that the last answer promised; with 0 nothing is to be loaded."""
         tracked = self._requests.get(request.request_id)
-        if tracked is None or tracked.found is None:
+        if tracked is None:
+            return
+        if external and self._direct and self._direct.fetch(request, blocks.get_block_ids(), tracked.local):
+            self._loading[request.request_id] = _Pending(self._workers, [])
+            self.counts.hit_tokens += external
+            return
+        if tracked.found is None:
             return
         if not external:
             self._let_go(tracked)
@@ -208,6 +223,8 @@ class Scheduling:
                 _log.exception("new chunks are not saved")
         work = Work(tuple(group.space.id for group in self._groups), self._loads, self._saves)
         self._loads, self._saves = [], []
+        if self._direct is not None:
+            self._direct.step(work)
         return work
 
     def finished(self, request: Any, block_ids: Sequence[Sequence[int]]) -> dict[str, Any] | None:
@@ -225,13 +242,20 @@ class Scheduling:
         if tracked.lookup is not None:
             self._lookups.forget(tracked.lookup)
         chunks = min(tracked.handled, request.num_prompt_tokens // self._settings.chunk_tokens)
-        return handoff.announcement(request.kv_transfer_params, chunks)
+        told = handoff.announcement(request.kv_transfer_params, chunks)
+        if self._direct is not None:
+            self._direct.forget(request.request_id)
+            if told is not None and not loading:
+                told |= self._direct.offer(request, block_ids, self._room)
+        return told
 
     def ended(self, output: Any) -> None:
         """Take note of what the workers have done."""
         report = output.kv_connector_worker_meta
         if not isinstance(report, Report):
             return
+        if self._direct is not None:
+            self._direct.ended(report)
         for request_id, workers in report.loaded.items():
             if leases := _reported(self._loading, request_id, workers):
                 self._lookups.release(leases)
@@ -399,7 +423,7 @@ class Scheduling:
         """Hold the blocks of chunks and have them saved; False when too many are held already."""
         parts = [part for part in parts if part.hash not in self._known]
         blocks = [self._pool.blocks[block] for part in parts for block in part.blocks]
-        if self._held_blocks + len(blocks) > _MAX_HELD_SHARE * self._pool.num_gpu_blocks:
+        if len(blocks) > self._room:
             self.counts.not_saved["too many blocks held"] += len(parts)
             return False
         if parts:
@@ -414,6 +438,12 @@ class Scheduling:
                 if describe is not None:
                     describe(part)
         return True
+
+    @property
+    def _room(self) -> int:
+        """How many blocks more may be held."""
+        held = self._held_blocks + (self._direct.held_blocks if self._direct is not None else 0)
+        return int(_MAX_HELD_SHARE * self._pool.num_gpu_blocks) - held
 
     def _describe(self, tracked: _Tracked, part: SavedChunk) -> None:
         if self._events is not None:

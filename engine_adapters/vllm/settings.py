@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from engine_adapters.nixl.config import NixlConfig
 from kvgate.chunk.key import check_bucket
 from kvgate.client.credentials import Credentials, find_credentials
 from kvgate.config import MiB, Seconds, Secret, Size, build, option
@@ -47,6 +48,10 @@ class Settings:
     )
     wait_for_handoff: Seconds = option(
         default=Seconds(5.0), help="the longest that a decode instance waits for what a prefill instance hands over"
+    )
+
+    direct: NixlConfig | None = option(
+        default=None, help="also hand KV over to other instances directly, with NIXL; see docs/pd.md"
     )
 
     def __post_init__(self) -> None:

@@ -25,6 +25,8 @@ from engine_adapters.chunk_writer import ChunkWriter
 from engine_adapters.layouts import Pages, of_vllm
 from engine_adapters.staging import Plan, plan
 from engine_adapters.vllm.device import Device
+from engine_adapters.vllm.direct_memory import direct_layout
+from engine_adapters.vllm.direct_worker import Address, DirectWorker, Ended
 from engine_adapters.vllm.job import SKIP, Load, LoadPart, Report, Save, SavedChunk, Work
 from engine_adapters.vllm.layerwise import LayerGate
 from engine_adapters.vllm.metrics import Tally
@@ -55,12 +57,15 @@ class Rank:
     is_whole: whether it holds all layers and heads
     writes:   whether it is the one to store what several ranks hold alike
     writer:   the engine's name, by which its ranks store chunks together
+    rank:     its number among the `ranks` tensor-parallel ones
     """
 
     heads: range
     is_whole: bool
     writes: bool
     writer: str
+    rank: int = 0
+    ranks: int = 1
 
 
 @dataclass(slots=True)
@@ -87,6 +92,7 @@ class Worker:
         self._breaker = Breaker()
         self._writer = ChunkWriter(client, settings.bucket, float(settings.save_deadline))
         self._plans: list[Plan] = []
+        self._direct: DirectWorker | None = None
         self._loading: ThreadPoolExecutor | None = None
         self._taking: ThreadPoolExecutor | None = None
         self._storing: ThreadPoolExecutor | None = None
@@ -101,9 +107,9 @@ class Worker:
 
     def register(self, caches: dict[str, Any]) -> None:
         """Take the engine's pages. Raises LayoutError and LayoutMismatch where they are not what the spaces say."""
-        for group in self._groups:
+        all_pages = [[self._pages(group, caches[name]) for name in group.layer_names] for group in self._groups]
+        for group, pages in zip(self._groups, all_pages, strict=True):
             layout = group.space.layout
-            pages = [self._pages(group, caches[name]) for name in group.layer_names]
             self._plans.append(plan(layout, pages, self._rank.heads if layout.parts == 2 else None))
         self._device = Device(self._plans[0].device)
         self._layer_of = {
@@ -120,6 +126,9 @@ class Worker:
         self._loading = ThreadPoolExecutor(settings.load_threads, "kvgate-load")
         self._taking = ThreadPoolExecutor(1, "kvgate-take")
         self._storing = ThreadPoolExecutor(settings.save_threads, "kvgate-store")
+        if settings.direct is not None:
+            memory = direct_layout(self._groups, all_pages, self._rank.heads, self._rank.rank, self._rank.ranks)
+            self._direct = DirectWorker(memory, settings.credentials(), settings.direct)
 
     @staticmethod
     def _pages(group: Group, cache: Any) -> Pages:
@@ -129,8 +138,18 @@ class Worker:
 
     # --- what vLLM calls in a step ---
 
+    @property
+    def address(self) -> Address | None:
+        """Where other instances call this worker; None where prompts are not handed over directly."""
+        return self._direct.address if self._direct is not None else None
+
     def begin_loads(self, work: Work) -> None:
-        """Start this step's loads."""
+        """Start this step's loads, offers and fetches."""
+        if self._direct is not None and (work.offers or work.fetches or work.given_up):
+            if self._is_ours(work):
+                self._direct.begin(work, self._device.now())
+            else:
+                self._direct.refuse(work)
         if work.loads and self._loading is not None:
             if not self._is_ours(work):
                 for load in work.loads:
@@ -180,10 +199,21 @@ class Worker:
 
     def received(self) -> tuple[set[str], set[str]]:
         """Requests whose asynchronous loads have ended since the last call, and those of them that failed."""
+        if self._direct is not None:
+            self._collect(self._direct.ended())
         with self._lock:
             received, self._received = self._received, set()
             failed, self._failed = self._failed, set()
         return received, failed
+
+    def _collect(self, ended: Ended) -> None:
+        for _ in ended.failed:
+            self.tally.failed("not handed over directly")
+        with self._lock:
+            self._report.offered.update(ended.offers)
+            self._report.loaded.update(ended.arrived + ended.failed)
+            self._received.update(ended.arrived, ended.failed)
+            self._failed.update(ended.failed)
 
     def invalid_blocks(self) -> set[int]:
         """Blocks that loads which have ended since the last call did not fill."""
@@ -199,6 +229,8 @@ class Worker:
 
     def close(self) -> None:
         """Store what is to be stored, within seconds, and let go of the gateway."""
+        if self._direct is not None:
+            self._direct.close()
         deadline = time.monotonic() + _CLOSE_S
         for pool in (self._taking, self._loading, self._storing):
             if pool is not None:
