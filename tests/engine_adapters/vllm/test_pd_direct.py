@@ -18,7 +18,7 @@ import pytest
 
 from tests.engine_adapters.vllm.engine import LLAMA, SLIDING, Engine, Server, complete, connector
 from tests.engine_adapters.vllm.prompts import prompt
-from tests.engine_adapters.vllm.test_pd_gateway import external, proxy, tokens
+from tests.engine_adapters.vllm.test_pd_gateway import EXACT, external, proxy, tokens
 from tests.gateways import RunningGateway
 
 NEW_TOKENS = 12
@@ -27,7 +27,7 @@ Start = Callable[..., Server]
 
 
 def pair(start_server: Start, model: Any, config: dict[str, Any]) -> list[Server]:
-    servers = [start_server(model, kv_transfer_config=config) for _ in range(2)]
+    servers = [start_server(model, kv_transfer_config=config, **EXACT) for _ in range(2)]
     for server in servers:
         server.wait_until_ready()
     return servers
@@ -68,7 +68,7 @@ def test_tokens_are_those_of_one_instance_and_no_prompt_is_computed_twice(
     gateway: RunningGateway, start_server: Start, shared_engine: Callable[..., Engine], model: Any
 ) -> None:
     prompts = [prompt(("direct", number), length) for number, length in enumerate((1, 31, 32, 40, 130, 600, 1025))]
-    alone = shared_engine(model)
+    alone = shared_engine(model, **EXACT)
     expected = [alone.tell(each, max_tokens=NEW_TOKENS).tokens for each in prompts]
     first, second = pair(start_server, model, connector(gateway, chunk_tokens=64, save="none", direct=DIRECT))
     with proxy(first.url, second.url) as url:
@@ -87,7 +87,7 @@ def test_prefill_killed_before_its_kv_has_come_costs_only_time(
 ) -> None:
     """It is frozen as soon as it has announced the KV, so that the decode server waits for it, and then killed."""
     ids = prompt("killed prefill", 700)
-    expected = shared_engine(LLAMA).tell(ids, max_tokens=NEW_TOKENS).tokens
+    expected = shared_engine(LLAMA, **EXACT).tell(ids, max_tokens=NEW_TOKENS).tokens
     first, second = pair(start_server, LLAMA, connector(gateway, chunk_tokens=64, save="none", direct=DIRECT))
     told = prefill(first, ids)
     os.killpg(first.process.pid, signal.SIGSTOP)
@@ -109,7 +109,7 @@ def test_failed_handover_takes_what_the_gateway_has(
     gateway: RunningGateway, start_server: Start, shared_engine: Callable[..., Engine]
 ) -> None:
     ids = prompt("fallback", 700)
-    expected = shared_engine(LLAMA).tell(ids, max_tokens=NEW_TOKENS).tokens
+    expected = shared_engine(LLAMA, **EXACT).tell(ids, max_tokens=NEW_TOKENS).tokens
     config = connector(gateway, chunk_tokens=64, wait_for_handoff="20s", direct=DIRECT)
     first, second = pair(start_server, LLAMA, config)
     told = prefill(first, ids)
@@ -134,7 +134,7 @@ def test_decode_killed_in_mid_transfer_gives_the_prefill_its_blocks_back(
     second.kill()
     until_unused(first)
     ids = prompt("after the kill", 300)
-    expected = shared_engine(LLAMA).tell(ids, max_tokens=NEW_TOKENS).tokens
+    expected = shared_engine(LLAMA, **EXACT).tell(ids, max_tokens=NEW_TOKENS).tokens
     assert tokens(first.complete(ids, NEW_TOKENS)) == expected
 
 
@@ -148,7 +148,7 @@ def test_params_that_somebody_made_up_are_not_believed(
 ) -> None:
     """What was announced for another prompt, and addresses and ids of all kinds: the tokens stay right."""
     ids, other = prompt("made up", 300), prompt("somebody else's", 300)
-    expected = shared_engine(LLAMA).tell(ids, max_tokens=NEW_TOKENS).tokens
+    expected = shared_engine(LLAMA, **EXACT).tell(ids, max_tokens=NEW_TOKENS).tokens
     first, second = pair(start_server, LLAMA, connector(gateway, chunk_tokens=64, save="none", direct=DIRECT))
     told = prefill(first, other)
     real = told["kvgate_direct"]
