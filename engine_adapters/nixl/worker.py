@@ -52,7 +52,7 @@ _DIGEST_NBYTES = 32 << 20
 """Bytes that are digested before connections are looked after again."""
 
 _REDIAL_AFTER_S = 1.0
-_MAX_UNPROVED = 16
+_MAX_UNPROVED = 64
 _MAX_FAILED_ADDRESSES = 1024
 _CLOSE_TIMEOUT_S = 30.0
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import product
+from typing import TYPE_CHECKING
 
 from engine_adapters.layouts import Pages
 from engine_adapters.nixl.layout import HOST, Group, Layout, Region
-from engine_adapters.vllm import space
 from kvgate.errors import ConfigError, LayoutMismatch
+
+if TYPE_CHECKING:
+    from engine_adapters.vllm import space
 
 
 def direct_layout(
