@@ -23,7 +23,7 @@ from kvgate.memory.holding import run_holding
 from kvgate.memory.lease import Lease
 from kvgate.memory.threads import started_threads
 from kvgate.tiers.base import Arrived, Copy, Record, Usage
-from kvgate.tiers.gpu_pool import GpuLease, GpuPool
+from kvgate.tiers.gpu_pool import GRANULE_NBYTES, GpuLease, GpuPool
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class GpuConfig:
 
     def __post_init__(self) -> None:
         for key, nbytes in (("capacity", self.capacity), ("segment", self.segment)):
-            if nbytes < MiB:
-                raise ConfigError(f"{key}: expected at least 1MiB, got {nbytes} bytes")
+            if nbytes < GRANULE_NBYTES:
+                raise ConfigError(f"{key}: expected at least {GRANULE_NBYTES // MiB}MiB, got {nbytes} bytes")
         if not 0 <= self.device < 1024:
             raise ConfigError(f"device: expected the number of a GPU, from 0, got {self.device}")
         if not 1 <= self.threads <= 64:

@@ -3,7 +3,8 @@
 Invariants
 1. Accounting is the allocator's, and as exact: what `reserve` and `extend` promise has room in the capacity.
 2. A segment's memory is taken from the GPU, cleared, when its first byte is to be written, and given back once its
-   tenant has nothing in it and another one needs the room. So no tenant sees another's bytes, through a handle either.
+   tenant has nothing in it and another one needs the room. So no tenant sees another's bytes, through a handle either:
+   CUDA may put allocations of less than GRANULE_NBYTES into one, and a handle shows all of that, so there are none.
 3. A slot's extents are its own until its last lease is released.
 4. One lock is held for accounting, never while the GPU is called; that is done under the other one, in threads.
 """
@@ -19,6 +20,9 @@ from kvgate.kernels.device import Device, OutOfDeviceMemory
 from kvgate.kernels.pieces import Extent
 from kvgate.memory.allocator import Allocator, whole_pages
 from kvgate.memory.allocator import Extent as Place
+
+GRANULE_NBYTES = 2 << 20
+"""Segments are whole multiples of this (CUDA C++ Programming Guide, interprocess communication)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -72,7 +76,8 @@ class GpuPool:
 
     def __init__(self, device: Device, capacity_nbytes: int, segment_nbytes: int) -> None:
         self._device = device
-        self._allocator = Allocator(capacity_nbytes - capacity_nbytes % 4096, whole_pages(segment_nbytes))
+        granules = -(-segment_nbytes // GRANULE_NBYTES)
+        self._allocator = Allocator(capacity_nbytes - capacity_nbytes % GRANULE_NBYTES, granules * GRANULE_NBYTES)
         self._sizes: dict[int, int] = {}  # of segments, whether they have memory yet or not
         self._retired: list[int] = []  # segments whose memory is to go
         self._addresses: dict[int, int] = {}

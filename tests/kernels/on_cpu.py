@@ -57,7 +57,7 @@ def library(name: str) -> ctypes.CDLL:
     flags = ["-O1", "-std=c++20", "-fPIC", "-shared", "-ffp-contract=off", "-Wall", "-Werror"]
     flags += ["-Wno-unused", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
     if os.environ.get("KVGATE_SANITIZE"):
-        flags += ["-g", *SANITIZERS]
+        flags += ["-g1", *SANITIZERS]
     digest = hashlib.sha256("\0".join((shim, content, doors, *flags)).encode()).hexdigest()
     folder = Path(tempfile.gettempdir()) / f"kvgate-cpu-kernels-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)

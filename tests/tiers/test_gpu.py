@@ -90,6 +90,18 @@ class TestGpuTierOnTheCpu(TierContract):
         with pytest.raises(NotInTier):
             await tier.grant(copy)
 
+    async def test_no_allocation_is_one_that_cuda_may_put_beside_another(self, arena: Arena) -> None:
+        device = CpuDevice()
+        tier = GpuTier(GpuConfig(capacity=Size((9 << 20) + 4096), segment=Size(5 << 20)), lambda _: device)
+        await tier.start(lambda _: None)
+        assert tier.limit() == 8 << 20
+        kept = [await self.put(tier, arena, f"k{number}", bytes(1 << 20)) for number in range(8)]
+        assert sorted(device.allocations.values()) == [2 << 20, 6 << 20]
+        for record, copy in kept:
+            await tier.delete(record, copy)
+            self.items.remove((record, copy))
+        await tier.close()
+
     async def test_host_memory_is_page_locked_once_and_as_long_as_it_is_mapped(
         self, tier: GpuTier, arena: Arena, device: CpuDevice
     ) -> None:
@@ -245,7 +257,15 @@ async def test_without_a_gpu_the_tier_does_not_start_and_says_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("capacity", Size(1000)), ("segment", Size(0)), ("device", -1), ("threads", 0), ("threads", 65)]
+    ("key", "value"),
+    [
+        ("capacity", Size(1000)),
+        ("segment", Size(1 << 20)),
+        ("segment", Size(0)),
+        ("device", -1),
+        ("threads", 0),
+        ("threads", 65),
+    ],
 )
 def test_options_that_cannot_be_are_refused(key: str, value: int) -> None:
     with pytest.raises(ConfigError, match=key):
