@@ -114,9 +114,8 @@ class ChunkWrites:
         shared = (tenant.name, bucket, key, writer) if writer else None
         while True:
             if self._index.get(tenant.name, bucket, str(key)) is not None:
-                if shared and self._reservations.give_up(
-                    shared
-                ):  # the other ranks are told the same, and would not come
+                # The other ranks are told the same, and would not bring the rest.
+                if shared and self._reservations.give_up(shared):
                     self._metrics.reservations.labels("present").inc()
                 return Reserved("", space.stored.nbytes, 0.0)
             joined = self._reservations.join(shared, lease_s) if shared else None
