@@ -134,12 +134,13 @@ class KVGateTier(SecondaryTierManager):  # type: ignore[misc, unused-ignore]
 
     def submit_store(self, job_metadata: Any) -> None:
         why_not = self._why_not(job_metadata.req_context)
-        if not why_not and self._pinned_rows + len(job_metadata.keys) > self._max_pinned_rows:
+        pinned_rows = self._pinned_rows + len(job_metadata.keys)
+        if not why_not and self._pinned_rows and pinned_rows > self._max_pinned_rows:  # one job may always go
             why_not = "tier full"
         if why_not:
             self._drop("store", job_metadata, why_not)
             return
-        self._pinned_rows += len(job_metadata.keys)
+        self._pinned_rows = pinned_rows
         self._traffic.store(self._job(job_metadata, is_load=False))
 
     def get_finished_jobs(self) -> Iterable[JobResult]:

@@ -62,10 +62,10 @@ class Pool:
         for call in dropped:
             _make(call, dropped=True)
 
-    def wait_idle(self) -> None:
-        """Wait until nothing waits or is under way."""
+    def wait_idle(self, timeout_s: float | None = None) -> bool:
+        """Wait until nothing waits or is under way; False when that takes longer."""
         with self._changed:
-            self._changed.wait_for(lambda: not any(self._waiting) and not any(self._running.values()))
+            return self._changed.wait_for(lambda: not any(self._waiting) and not any(self._running.values()), timeout_s)
 
     def close(self) -> None:
         """Drop what has not begun, and wait for what has. Idempotent."""

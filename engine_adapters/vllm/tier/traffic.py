@@ -126,7 +126,8 @@ class Traffic:
         self._hurried.clear()
 
     def close(self) -> None:
-        """As `drain`, and nothing begins any more."""
+        """Store what waits, for at most `store_deadline`; then as `drain`, and nothing begins any more."""
+        self._pool.wait_idle(self._config.store_deadline)
         self._hurried.set()
         self._pool.close()
         self._client.close()

@@ -11,6 +11,7 @@ from tests.gateways import ALPHA
 
 PAGE = Path(__file__).parents[4] / "docs" / "vllm-offloading.md"
 CPU_NBYTES = 64 << 20
+BLOCKS_PER_CHUNK = 2
 
 
 def configuration(heading: str) -> dict[str, Any]:
@@ -25,7 +26,7 @@ def configuration(heading: str) -> dict[str, Any]:
     extra["spec_name"] = "CPUTieringOffloadingSpec"
     extra["spec_module_path"] = "tests.engine_adapters.vllm.cpu_offloading"
     extra["cpu_bytes_to_use"] = CPU_NBYTES
-    extra["blocks_per_chunk"] = 1  # the prompts of the tests are short
+    extra["blocks_per_chunk"] = BLOCKS_PER_CHUNK  # the prompts of the tests are short
     return config
 
 

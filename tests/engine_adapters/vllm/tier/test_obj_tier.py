@@ -12,14 +12,15 @@ from kvgate.chunk.foreign.vllm_obj import VLLMObjParser
 from kvgate.client.sync import Client
 from tests.engine_adapters.vllm.engine import BLOCK_TOKENS, LLAMA, Engine
 from tests.engine_adapters.vllm.prompts import prompt
-from tests.engine_adapters.vllm.tier.page import access_to, configuration, tier_of
+from tests.engine_adapters.vllm.tier.page import BLOCKS_PER_CHUNK, access_to, configuration, tier_of
 from tests.gateways import ALPHA, RunningGateway
 
 pytestmark = pytest.mark.engine
 
 BUCKET = "alpha-bucket"
-BLOCKS = 8
-TOKENS = BLOCKS * BLOCK_TOKENS + 5
+CHUNKS = 4
+CHUNK_TOKENS = BLOCKS_PER_CHUNK * BLOCK_TOKENS
+TOKENS = CHUNKS * CHUNK_TOKENS + 5
 STORED_S = 60.0
 
 
@@ -46,7 +47,7 @@ def test_a_second_engine_says_the_same_from_what_vllm_has_stored_with_no_code_of
     first = start(start_engine, gateway)
     assert [first.tell(tokens).tokens for tokens in requests] == alone
     deadline = time.monotonic() + STORED_S
-    while len(found := objects(gateway)) < 2 * BLOCKS:
+    while len(found := objects(gateway)) < 2 * CHUNKS:
         assert time.monotonic() < deadline, f"{len(found)} objects are stored"
         first.idle(0.2)
     first.close()
@@ -58,11 +59,11 @@ def test_a_second_engine_says_the_same_from_what_vllm_has_stored_with_no_code_of
     second = start(start_engine, gateway)
     results = [second.tell(tokens) for tokens in requests]
     assert [result.tokens for result in results] == alone
-    assert [result.external_tokens for result in results] == [BLOCKS * BLOCK_TOKENS] * 2
+    assert [result.external_tokens for result in results] == [CHUNKS * CHUNK_TOKENS] * 2
     second.close()
     hits = [
         value
         for name, value in gateway.metrics().items()
         if name.startswith("kvgate_model_requests_total") and LLAMA.name in name and 'result="hit"' in name
     ]
-    assert sum(hits) >= 2 * BLOCKS
+    assert sum(hits) >= 2 * CHUNKS
