@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fuzz.targets import (
     batch,
+    chunk_bodies,
     chunked,
     disk_files,
     fields,
@@ -37,6 +38,7 @@ _FILES = (
     xml,
     fields,
     formats,
+    chunk_bodies,
     disk_files,
     peers,
     redis_heads,
