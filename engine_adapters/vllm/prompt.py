@@ -11,6 +11,7 @@ from typing import Any
 import rfc8785
 from vllm.v1.core.kv_cache_utils import generate_block_hash_extra_keys
 
+from engine_adapters.vllm.multimodal import is_named_by_caller
 from kvgate.chunk.chain import chain_hashes, root
 from kvgate.chunk.space import Space
 from kvgate.errors import UnsupportedModel
@@ -72,6 +73,8 @@ def prompt_digest(request: Any, spaces: Sequence[Space]) -> bytes:
 
     Raises ValueError for tokens, and UnsupportedModel for inputs, that cannot be named.
     """
+    if is_named_by_caller(request):
+        raise UnsupportedModel("an image or audio input has a name of its caller's, which others may have too")
     count = request.num_prompt_tokens
     keys, _ = generate_block_hash_extra_keys(request, 0, count, 0)
     digest = hashlib.sha256(b"".join(space.digest for space in spaces))

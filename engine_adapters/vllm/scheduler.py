@@ -245,7 +245,7 @@ class Scheduling:
         told = handoff.announcement(request.kv_transfer_params, chunks)
         if self._direct is not None:
             self._direct.forget(request.request_id)
-            if told is not None and not loading:
+            if told is not None and not loading and not self._rests:
                 told |= self._direct.offer(request, block_ids, self._room)
         return told
 

@@ -172,3 +172,18 @@ def test_params_that_somebody_made_up_are_not_believed(
         params = {"do_remote_prefill": True, "kvgate_direct": forged}
         assert tokens(second.complete(ids, NEW_TOKENS, kv_transfer_params=params)) == expected
     assert external(second) == 0
+
+
+def test_engine_whose_weights_may_have_changed_offers_nothing_any_more(
+    gateway: RunningGateway, start_engine: Callable[..., Engine]
+) -> None:
+    config = connector(gateway, chunk_tokens=64, save="none", direct=DIRECT | {"deadline": "1s"})
+    engine = start_engine(LLAMA, kv_transfer_config=config)
+    ids, params = prompt("new weights", 300), {"do_remote_decode": True, "do_remote_prefill": False}
+    before = engine.tell(ids, max_tokens=1, kv_transfer_params=params)
+    assert before.kv_transfer_params is not None
+    assert "kvgate_direct" in before.kv_transfer_params
+    engine.idle(3.0)  # the offer ends
+    engine.reset_prefix_cache(connector=True)
+    after = engine.tell(ids, max_tokens=1, kv_transfer_params=params)
+    assert "kvgate_direct" not in (after.kv_transfer_params or {})
