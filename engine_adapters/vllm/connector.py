@@ -71,7 +71,7 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
         self._groups = engine_groups(vllm_config, kv_cache_config, self._settings)
         one_table = len(kv_cache_config.kv_cache_groups) == 1
         _check(self._settings, self._groups, one_table, vllm_config)
-        found = self._settings.credentials()
+        found = self._settings.find_credentials()
         self._client = Client(
             found.url,
             found.access_key,

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from engine_adapters.nixl.config import NixlConfig
 from kvgate.chunk.key import check_bucket
 from kvgate.client.credentials import Credentials, find_credentials
-from kvgate.config import MiB, Seconds, Secret, Size, build, option
+from kvgate.config import MiB, Seconds, Size, build, option
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The connector's options. Raises ConfigError, by `read_settings`, for what cannot be."""
+    """The connector's options. Raises ConfigError, by `read_settings`, for what cannot be.
+
+    There is none for the key pair: vLLM writes its configuration to its log.
+    """
 
     bucket: str = option(help="the bucket for chunks; it must exist")
-    url: str | None = option(default=None, help="where the gateway listens; else KVGATE_URL")
-    access_key: str | None = option(default=None, help="the key pair; else AWS_ACCESS_KEY_ID")
-    secret_key: Secret | None = option(default=None, help="the key pair; else AWS_SECRET_ACCESS_KEY")
+    url: str | None = option(default=None, help="where the gateway listens; else KVGATE_URL, else as in `credentials`")
+    credentials: Path | None = option(
+        default=None,
+        help="a file as `kvgate serve` writes it, with the key pair; else AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    )
     chunk_tokens: int = option(default=256, help="tokens a chunk; a multiple of the engine's block size")
     model_name: str | None = option(default=None, help="the model in the space; else as vLLM knows it")
     weights: str | None = option(default=None, help="revision or digest of the weights; else found out from the files")
@@ -63,9 +69,9 @@ class Settings:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be longer than 0")
 
-    def credentials(self) -> Credentials:
+    def find_credentials(self) -> Credentials:
         """Where the gateway is, and the key pair. Raises ConfigError."""
-        return find_credentials(self.url, self.access_key, self.secret_key)
+        return find_credentials(self.url, path=self.credentials)
 
 
 def read_settings(extra: Mapping[str, object]) -> Settings:

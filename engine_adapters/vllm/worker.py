@@ -128,7 +128,7 @@ class Worker:
         self._storing = ThreadPoolExecutor(settings.save_threads, "kvgate-store")
         if settings.direct is not None:
             memory = direct_layout(self._groups, all_pages, self._rank.heads, self._rank.rank, self._rank.ranks)
-            self._direct = DirectWorker(memory, settings.credentials(), settings.direct)
+            self._direct = DirectWorker(memory, settings.find_credentials(), settings.direct)
 
     @staticmethod
     def _pages(group: Group, cache: Any) -> Pages:

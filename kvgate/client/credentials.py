@@ -34,17 +34,19 @@ def find_credentials(
 ) -> Credentials:
     """The gateway and the key pair to use.
 
-    The URL is the argument, else KVGATE_URL, else the file's. The key pair comes whole from one place: the arguments,
-    else AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, else the file. The file is `path`, by default the one that
-    `kvgate serve` writes: $XDG_DATA_HOME/kvgate/credentials.yaml.
+    The URL is the argument, else that of the file `path` where one is named, else KVGATE_URL. The key pair comes whole
+    from one place: the arguments, else the named file, else AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. What is found
+    nowhere comes from the file that `kvgate serve` writes: $XDG_DATA_HOME/kvgate/credentials.yaml.
     Raises ConfigError for half a key pair, for a file that others can read, and when something is found nowhere.
     """
-    url = url or os.environ.get("KVGATE_URL")
-    pair = _pair("the arguments access_key and secret_key", access_key, secret_key) or _pair(
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-        os.environ.get("AWS_ACCESS_KEY_ID"),
-        os.environ.get("AWS_SECRET_ACCESS_KEY"),
-    )
+    pair = _pair("the arguments access_key and secret_key", access_key, secret_key)
+    if path is None:
+        url = url or os.environ.get("KVGATE_URL")
+        pair = pair or _pair(
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+            os.environ.get("AWS_ACCESS_KEY_ID"),
+            os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        )
     if url and pair:
         return Credentials(url, *pair)
     found = _read(path or _default_path(), "no key pair" if url else "no gateway URL")

@@ -42,6 +42,14 @@ def test_environment_goes_before_the_file(path, monkeypatch) -> None:
     )
 
 
+def test_a_file_that_is_named_goes_before_the_environment(path, monkeypatch) -> None:
+    for name in ("KVGATE_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "http://elsewhere:1")
+    found = find_credentials(path=path)
+    assert (found.url, found.access_key) == ("http://127.0.0.1:9000", "KVFILE")
+    assert find_credentials("http://here:2", path=path).url == "http://here:2"
+
+
 def test_arguments_go_before_everything(path, monkeypatch) -> None:
     monkeypatch.setenv("KVGATE_URL", "http://elsewhere:1")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "KVENV")

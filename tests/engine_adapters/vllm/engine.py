@@ -63,11 +63,14 @@ def connector(
     gateway: RunningGateway, credential: Credential = ALPHA, bucket: str = "alpha-bucket", **extra: Any
 ) -> dict[str, Any]:
     """The `kv_transfer_config` with which vLLM keeps its KV in this gateway."""
+    credentials = gateway.folder / f"{credential.access_key}.yaml"
+    with os.fdopen(os.open(credentials, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        json.dump({"url": gateway.url} | credential.as_config(), file)
     return {
         "kv_connector": "KVGateConnector",
         "kv_connector_module_path": "engine_adapters.vllm.connector",
         "kv_role": "kv_both",
-        "kv_connector_extra_config": {"url": gateway.url, "bucket": bucket} | credential.as_config() | extra,
+        "kv_connector_extra_config": {"bucket": bucket, "credentials": str(credentials)} | extra,
     }
 
 
