@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from kvgate.chunk.header import ChunkHeader
@@ -22,10 +23,11 @@ WITHIN_S = 60.0
 
 
 class Kept:
-    """The chunks of tenant alpha."""
+    """The chunks in a bucket of tenant alpha's."""
 
-    def __init__(self, gateway: RunningGateway) -> None:
+    def __init__(self, gateway: RunningGateway, bucket: str = BUCKET) -> None:
         self._client = Client(gateway.url, ALPHA.access_key, ALPHA.secret_key)
+        self._bucket = bucket
 
     def chunks(self) -> Counter[str]:
         """How many chunks each space has."""
@@ -33,11 +35,16 @@ class Kept:
 
     def wait(self, count: int) -> Counter[str]:
         """As `chunks`, once there are so many in all."""
+        found = self.wait_at_least(count)
+        assert found.total() == count
+        return found
+
+    def wait_at_least(self, count: int) -> Counter[str]:
+        """As `wait`, where nobody knows how many chunks of output there will be."""
         deadline = time.monotonic() + WITHIN_S
         while (found := self.chunks()).total() < count:
             assert time.monotonic() < deadline, f"{found} after {WITHIN_S} s, expected {count} chunks"
             time.sleep(0.05)
-        assert found.total() == count
         return found
 
     def settle(self) -> Counter[str]:
@@ -62,7 +69,7 @@ class Kept:
 
     def delete(self, *keys: str) -> None:
         for key in keys:
-            self._client.delete(BUCKET, key)
+            self._client.delete(self._bucket, key)
 
     def leases(self) -> int:
         """How many leases the tenant has, once those that are being given back are."""
@@ -72,12 +79,12 @@ class Kept:
         return leases
 
     def _body(self, key: str) -> bytes:
-        body = self._client.get(BUCKET, key).body
+        body = self._client.get(self._bucket, key).body
         assert body is not None
         return body
 
     def _names(self) -> list[tuple[str, str]]:
-        listed = self._client.list(BUCKET, prefix="kv/")
+        listed = self._client.list(self._bucket, prefix="kv/")
         return [(each.key.split("/")[1], each.key.split("/")[2]) for each in listed]
 
 
@@ -86,3 +93,11 @@ def check_nothing_is_held(engine: Engine, kept: Kept) -> None:
     blocks = engine.blocks()
     assert blocks == {"total": blocks["total"], "free": blocks["total"] - 1, "requests": 0}
     assert kept.leases() == 0
+
+
+def wait_until(holds: Callable[[], bool], what: str) -> None:
+    """Wait for something that a busy machine may need long for."""
+    deadline = time.monotonic() + 2 * WITHIN_S
+    while not holds():
+        assert time.monotonic() < deadline, f"never: {what}"
+        time.sleep(0.05)
