@@ -26,6 +26,7 @@ from engine_adapters.vllm.direct import Direct
 from engine_adapters.vllm.direct_worker import Address
 from engine_adapters.vllm.events import StoredEvents
 from engine_adapters.vllm.job import Report, Work
+from engine_adapters.vllm.logs import log_as_vllm
 from engine_adapters.vllm.lookup import Lookups
 from engine_adapters.vllm.metrics import PromMetrics, Stats
 from engine_adapters.vllm.scheduler import Counts, Scheduling
@@ -67,6 +68,7 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
 
     def __init__(self, vllm_config: Any, role: KVConnectorRole, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        log_as_vllm()
         self._settings = read_settings(self._kv_transfer_config.kv_connector_extra_config)
         self._groups = engine_groups(vllm_config, kv_cache_config, self._settings)
         one_table = len(kv_cache_config.kv_cache_groups) == 1
