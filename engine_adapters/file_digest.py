@@ -79,7 +79,7 @@ def _read(path: Path) -> dict[str, Any]:
         if stat.st_uid != os.getuid() or stat.st_mode & 0o022 or stat.st_size > _MAX_NBYTES:
             return {}  # somebody else may have put digests there
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

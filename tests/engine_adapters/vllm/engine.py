@@ -293,7 +293,7 @@ class Engine:
 class Server(VLLMProcess):
     """vLLM's server: the same engine behind OpenAI's API. It starts in the background."""
 
-    def __init__(self, log: Path, model: Path, **arguments: Any) -> None:
+    def __init__(self, log: Path, model: Path, environment: dict[str, str] | None = None, **arguments: Any) -> None:
         self.model, self.port = str(model), free_port()
         options = []
         for name, value in engine_arguments(model, **arguments).items():
@@ -306,6 +306,7 @@ class Server(VLLMProcess):
             log,
             *("-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1", "--port", str(self.port)),
             *options,
+            **(environment or {}),
         )
 
     @property
