@@ -89,8 +89,6 @@ def engine_groups(vllm_config: Any, kv_cache_config: Any, settings: Settings) ->
         for index in kv_cache_config.prefix_cacheable_group_ids
     )
     whole = model_config.get_total_num_hidden_layers()
-    if len(groups) > 1 and vllm_config.parallel_config.pipeline_parallel_size > 1:
-        raise UnsupportedModel("several groups of layers with pipeline parallelism: no worker knows the others' layers")
     if len(groups) == 1 and groups[0].space.layers > whole:
         raise UnsupportedModel("it has layers of a draft model, whose weights are not in the space")
     return groups
@@ -138,6 +136,8 @@ def _reasons_against(vllm_config: Any, kv_cache_config: Any) -> Iterator[str]:
     if parallel.decode_context_parallel_size > 1 or parallel.prefill_context_parallel_size > 1:
         yield "context parallelism spreads the tokens of a block over ranks"
     yield from reasons_against(vllm_config)
+    if len(kv_cache_config.prefix_cacheable_group_ids) > 1 and parallel.pipeline_parallel_size > 1:
+        yield "several groups of layers with pipeline parallelism: no worker knows the others' layers"
     if not kv_cache_config.prefix_cacheable_group_ids:
         yield "it has no group of layers whose KV can be cached"
     for group in kv_cache_config.transfer_groups:
@@ -213,7 +213,10 @@ def packing_of(vllm_config: Any, spec: AttentionSpec) -> str:
     from vllm.v1.attention.backends.cpu_attn import _get_attn_isa  # noqa: PLC0415 - there is no public way to ask
 
     cache_dtype = vllm_config.cache_config.cache_dtype
-    isa = _get_attn_isa(vllm_config.model_config.dtype, spec.block_size, spec.head_size, cache_dtype)
+    try:
+        isa = _get_attn_isa(vllm_config.model_config.dtype, spec.block_size, spec.head_size, cache_dtype)
+    except NotImplementedError as error:
+        raise UnsupportedModel(f"vLLM's attention on this CPU: {error}") from error
 
     def write(key: Any, value: Any, key_cache: Any, value_cache: Any, slots: Any) -> None:
         ops.cpu_attn_reshape_and_cache(key, value, key_cache, value_cache, slots, isa, 1.0, 1.0, cache_dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +98,7 @@ def test_an_adapter_is_the_same_in_another_process_whatever_its_number(
     kept.wait(12)
 
 
+@pytest.mark.skipif("avx512f" not in Path("/proc/cpuinfo").read_text(), reason="vLLM has fp8 KV on CPUs with AVX-512")
 def test_fp8_kv_is_shared_with_fp8_kv_alone(
     start_engine: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
 ) -> None:
