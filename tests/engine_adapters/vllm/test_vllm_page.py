@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import threading
+import time
+import urllib.request
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from typing import Any
@@ -12,9 +17,9 @@ import pytest
 
 from engine_adapters.vllm.settings import Settings
 from kvgate.client.sync import Client
-from tests.engine_adapters.vllm.engine import LLAMA, REPOSITORY, Engine
+from tests.engine_adapters.vllm.engine import ENVIRONMENT, HERE, LLAMA, REPOSITORY, Engine, Server, process_environment
 from tests.engine_adapters.vllm.prompts import prompt
-from tests.gateways import ALPHA, RunningGateway
+from tests.gateways import ALPHA, RunningGateway, free_port
 
 PAGE = (REPOSITORY / "docs" / "vllm.md").read_text()
 BLOCKS = [json.loads(block) for block in re.findall(r"^```json\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)]
@@ -75,3 +80,50 @@ def test_a_configuration_of_the_page_shares_kv_between_two_engines(
     second = start_engine(LLAMA, environment=environment, **arguments)
     found = second.tell(PROMPT, max_tokens=8)
     assert (found.external_tokens, found.tokens) == (512, said.tokens)
+
+
+@pytest.mark.engine
+def test_events_and_metrics_are_those_of_the_page(
+    start_server: Callable[..., Server], start_gateway: Callable[..., RunningGateway]
+) -> None:
+    gateway = start_gateway()
+    port = free_port()
+    listener = subprocess.Popen(
+        [str(ENVIRONMENT / "bin" / "python"), str(HERE / "listen.py"), f"tcp://127.0.0.1:{port}"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | process_environment(),
+    )
+    server = start_server(
+        LLAMA,
+        environment=surroundings(gateway),
+        kv_transfer_config=CONNECTORS[0],
+        kv_events_config=EVENTS | {"endpoint": EVENTS["endpoint"].replace("5557", str(port))},
+    )
+    try:
+        server.wait_until_ready()
+        server.complete(PROMPT, max_tokens=40)
+        heard: list[dict[str, Any]] = []
+        threading.Thread(target=lambda: heard.extend(map(json.loads, listener.stdout or ())), daemon=True).start()
+        deadline = time.monotonic() + 120
+        while len(stored := [event for event in heard if event["medium"] == "STORAGE"]) < 2:
+            assert time.monotonic() < deadline, heard
+            server.complete(prompt(time.monotonic(), 5), max_tokens=4)  # events go out with a step of the engine
+            time.sleep(0.1)
+    finally:
+        listener.kill()
+        listener.communicate()
+    assert [token for event in stored for token in event["token_ids"]] == PROMPT[:512]
+    assert {(event["ownership"], event["locality"], event["block_size"]) for event in stored} == {
+        ("kvgate", "REMOTE", 32)
+    }
+
+    with urllib.request.urlopen(f"{server.url}/metrics") as answer:
+        shown = answer.read().decode()
+    told = re.findall(r"^\| `(vllm:kvgate_\w+)` \|", PAGE, re.MULTILINE)
+    assert len(told) > 5
+    samples = {re.split(r"[{ ]", line)[0] for line in shown.splitlines() if line.startswith("vllm:kvgate_")}
+    families = {re.sub(r"_(bucket|count|sum)$", "", name) for name in samples if not name.endswith("_created")}
+    failures = {"vllm:kvgate_failures_total"}  # shown once there is one
+    assert families | failures == set(told)
+    assert re.search(r"^vllm:kvgate_stored_chunks_total\{.*\} 2\.0$", shown, re.MULTILINE)
