@@ -160,7 +160,7 @@ def test_bytes_that_changed_on_the_way_are_never_reported_as_arrived(start: Star
 
 def test_two_hundred_transfers_with_kills_leak_no_block_and_never_report_a_wrong_byte(start: Start) -> None:
     picks = random.Random(7)
-    options = {"blocks": 128, "block_nbytes": 16 << 10, "config": {"deadline": 60.0, "heartbeat_timeout": 60.0}}
+    options = {"blocks": 128, "block_nbytes": 16 << 10, "config": {"deadline": 15.0, "heartbeat_timeout": 60.0}}
     decode, prefill, spare = start(**options), start(**options), start(**options)
     arrived = number = 0
     for turn in range(10):
