@@ -106,7 +106,7 @@ def _tokens(generator: random.Random, count: int) -> list[int]:
 
 def run(name: str, work: Work, contender: str, engine: Engine, gateway: RunningGateway | None) -> Run:
     """Do the work and end the engine."""
-    pids = [engine.process.pid, *([gateway.process.pid] if gateway and gateway.process else [])]
+    pids = [engine.pid, *([gateway.process.pid] if gateway and gateway.process else [])]
     engine.tell(_tokens(random.Random(contender), 40), max_tokens=2)  # what only the first request takes
     before_s, began = sum(map(cpu_s, pids)), time.monotonic()
     results = work(engine)
