@@ -55,7 +55,7 @@ def metric(server: Server, name: str) -> float:
 def counted(server: Server, name: str) -> float:
     """A number of the connector's. An idle server does not tell it, so it is given something to do."""
     server.complete([1, 2, 3], 1)
-    return metric(server, f"kvgate_vllm_{name}_total")
+    return metric(server, f"vllm:kvgate_{name}_total")
 
 
 def until(condition: Callable[[], bool], what: str, within_s: float = 60.0) -> None:
@@ -119,7 +119,11 @@ def test_failed_handover_takes_what_the_gateway_has(
     config = connector(gateway, chunk_tokens=64, wait_for_handoff="20s", direct=DIRECT)
     first, second = pair(start_server, LLAMA, config)
     told = prefill(first, ids)
-    until(lambda: counted(first, "stored_chunks") >= len(ids) // 64, "the chunks were not stored")
+
+    def in_gateway() -> float:
+        return counted(first, "stored_chunks") + counted(first, "present_chunks")
+
+    until(lambda: in_gateway() >= len(ids) // 64, "the chunks were not stored")
     first.kill()
     result = second.complete(ids, NEW_TOKENS, kv_transfer_params=told)
     assert tokens(result) == expected
