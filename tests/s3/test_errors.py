@@ -21,7 +21,7 @@ INTERNAL_DEFECTS = {
 }
 """What an operation lets out only by a defect: the caller is told nothing of it."""
 
-ELSEWHERE = {errors.UnsupportedModel, errors.GatewayError, errors.InvalidFrame}
+ELSEWHERE = {errors.UnsupportedModel, errors.GatewayError, errors.InvalidFrame, errors.NotFinite}
 """Raised by the client and the adapters only."""
 
 

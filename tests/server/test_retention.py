@@ -53,17 +53,24 @@ def test_a_lifetime_goes_with_a_put_of_any_s3_client(gateway: RunningGateway) ->
 
 def test_a_lifetime_goes_with_uploads_in_parts_and_copies(gateway: RunningGateway) -> None:
     client = s3_client(gateway)
-    upload = client.create_multipart_upload(Bucket=BUCKET, Key="mp/1", Metadata={"kvgate-ttl": "2"})["UploadId"]
+    upload = client.create_multipart_upload(Bucket=BUCKET, Key="lifetime-in-parts/1", Metadata={"kvgate-ttl": "2"})[
+        "UploadId"
+    ]
     time.sleep(2.5)  # the upload itself has no end
-    part = client.upload_part(Bucket=BUCKET, Key="mp/1", UploadId=upload, PartNumber=1, Body=b"x" * 100)
+    part = client.upload_part(Bucket=BUCKET, Key="lifetime-in-parts/1", UploadId=upload, PartNumber=1, Body=b"x" * 100)
     client.complete_multipart_upload(
-        Bucket=BUCKET, Key="mp/1", UploadId=upload, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]}
+        Bucket=BUCKET,
+        Key="lifetime-in-parts/1",
+        UploadId=upload,
+        MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": part["ETag"]}]},
     )
-    assert "kvgate-ttl" in client.head_object(Bucket=BUCKET, Key="mp/1")["Expiration"]
-    source = {"Bucket": BUCKET, "Key": "mp/1"}
-    client.copy_object(Bucket=BUCKET, Key="mp/2", CopySource=source)
-    client.copy_object(Bucket=BUCKET, Key="mp/3", CopySource=source, MetadataDirective="REPLACE", Metadata={})
-    wait_until(lambda: keys(client, "mp/") == ["mp/3"])
+    assert "kvgate-ttl" in client.head_object(Bucket=BUCKET, Key="lifetime-in-parts/1")["Expiration"]
+    source = {"Bucket": BUCKET, "Key": "lifetime-in-parts/1"}
+    client.copy_object(Bucket=BUCKET, Key="lifetime-in-parts/2", CopySource=source)
+    client.copy_object(
+        Bucket=BUCKET, Key="lifetime-in-parts/3", CopySource=source, MetadataDirective="REPLACE", Metadata={}
+    )
+    wait_until(lambda: keys(client, "lifetime-in-parts/") == ["lifetime-in-parts/3"])
 
 
 @pytest.mark.parametrize("text", ["0", "soon", "-5", "1e99"])
