@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorMetadata, KVConnectorWorkerMetadata
 
-SKIP = -1
-"""Instead of the number of a block that is not to be written."""
-
 
 @dataclass(frozen=True, slots=True)
 class LoadPart:

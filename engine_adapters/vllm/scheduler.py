@@ -20,12 +20,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine_adapters.paged_copy import SKIP
 from engine_adapters.vllm import handoff
 from engine_adapters.vllm.adapters import Adapters
 from engine_adapters.vllm.direct import Direct
 from engine_adapters.vllm.events import StoredEvents
 from engine_adapters.vllm.evictable import Evictable
-from engine_adapters.vllm.job import SKIP, Load, LoadPart, Report, Save, SavedChunk, Work
+from engine_adapters.vllm.job import Load, LoadPart, Report, Save, SavedChunk, Work
 from engine_adapters.vllm.lookup import Found, Lookup, Lookups
 from engine_adapters.vllm.multimodal import is_named_by_caller
 from engine_adapters.vllm.prompt import Chains

@@ -21,7 +21,7 @@ class Settings:
     """
 
     bucket: str = option(help="the bucket for chunks; it must exist")
-    url: str | None = option(default=None, help="where the gateway listens; else KVGATE_URL, else as in `credentials`")
+    url: str | None = option(default=None, help="where the gateway listens; else as in `credentials`, else KVGATE_URL")
     credentials: Path | None = option(
         default=None,
         help="a file as `kvgate serve` writes it, with the key pair; else AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",

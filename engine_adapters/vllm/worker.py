@@ -23,11 +23,12 @@ from typing import Any
 from engine_adapters.breaker import Breaker
 from engine_adapters.chunk_writer import ChunkWriter
 from engine_adapters.layouts import Pages, of_vllm
+from engine_adapters.paged_copy import SKIP
 from engine_adapters.staging import Plan, plan
 from engine_adapters.vllm.device import Device
 from engine_adapters.vllm.direct_memory import direct_layout
 from engine_adapters.vllm.direct_worker import Address, DirectWorker, Ended
-from engine_adapters.vllm.job import SKIP, Load, LoadPart, Report, Save, SavedChunk, Work
+from engine_adapters.vllm.job import Load, LoadPart, Report, Save, SavedChunk, Work
 from engine_adapters.vllm.layerwise import LayerGate
 from engine_adapters.vllm.metrics import Tally
 from engine_adapters.vllm.rows import Rows
