@@ -236,3 +236,13 @@ def test_images_and_salts_are_in_the_hashes_and_adapters_are_not(name: Name, tmp
     assert first[:3] == second[:3]
     assert first[3] != second[3]
     assert moved[1] != first[1]  # the same image at another place
+
+
+def test_events_tell_of_a_chunk_only_after_the_one_before_it(name: Name) -> None:
+    request = {"tokens": prompt("events", 5 * 64)}
+    backwards, mixed, in_order = name(
+        [case(request=request, stored=order) for order in ([4, 3, 2, 1, 0], [1, 3, 0, 4, 2], [0, 1, 2, 3, 4])]
+    )
+    assert backwards == [[], [], [], [], [0, 1, 2, 3, 4]]
+    assert mixed == [[], [], [0, 1], [], [2, 3, 4]]
+    assert in_order == [[0], [1], [2], [3], [4]]
