@@ -118,7 +118,7 @@ class KVGateConnector(KVConnectorBase_V1, SupportsHMA):  # type: ignore[misc]
             for group in self._groups:
                 _log.info("kvgate: group %d is space %s of %s", group.index, group.space.id[:8], self._settings.bucket)
         else:
-            rank = _rank(vllm_config, self._groups, kv_cache_config, str(self._kv_transfer_config.engine_id))
+            rank = _rank(vllm_config, self._groups, str(self._kv_transfer_config.engine_id))
             self._worker = Worker(self._client, self._settings, self._groups, rank, one_table=one_table)
 
     # --- the scheduler's half ---
@@ -336,11 +336,16 @@ def _check(settings: Settings, groups: tuple[Group, ...], one_table: bool, vllm_
         raise ConfigError("load: layerwise needs vLLM without async_scheduling; use load: async, or turn that off")
     if settings.direct is not None and vllm_config.parallel_config.pipeline_parallel_size > 1:
         raise ConfigError("direct: it needs all layers on each worker; without pipeline parallelism")
+    if settings.lossless != "none" and not _rank(vllm_config, groups, "").is_whole:
+        raise ConfigError(
+            "lossless: each rank of this engine stores its own layers or heads, and a chunk in a lossless codec has "
+            "none to store; leave it out, or run one rank"
+        )
     if settings.save == "lazy" and not vllm_config.cache_config.enable_prefix_caching:
         raise ConfigError("save: lazy looks at vLLM's prefix cache, which is off; use save: all")
 
 
-def _rank(vllm_config: Any, groups: tuple[Group, ...], kv_cache_config: Any, engine: str) -> Rank:
+def _rank(vllm_config: Any, groups: tuple[Group, ...], engine: str) -> Rank:
     """Where this worker is. Ranks are numbered tensor parallel first."""
     parallel = vllm_config.parallel_config
     size, rank = parallel.tensor_parallel_size, parallel.rank % parallel.tensor_parallel_size

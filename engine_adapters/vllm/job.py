@@ -21,6 +21,10 @@ class LoadPart:
     hashes: tuple[bytes, ...]
     blocks: tuple[tuple[int, ...], ...]
 
+    def chunks(self, start: int, stop: int) -> LoadPart:
+        """Some of them."""
+        return LoadPart(self.group, self.hashes[start:stop], self.blocks[start:stop])
+
 
 @dataclass(frozen=True, slots=True)
 class Load:

@@ -10,6 +10,7 @@ from typing import Literal
 from engine_adapters.nixl.config import NixlConfig
 from kvgate.chunk.key import check_bucket
 from kvgate.client.credentials import Credentials, find_credentials
+from kvgate.codec.installed import codec_named, installed_names
 from kvgate.config import MiB, Seconds, Size, build, option
 
 
@@ -31,6 +32,9 @@ class Settings:
     weights: str | None = option(default=None, help="revision or digest of the weights; else found out from the files")
     save: Literal["all", "lazy", "none"] = option(
         default="all", help="store every full chunk, only what vLLM is about to evict, or nothing"
+    )
+    lossless: str = option(
+        default="none", help="the codec that makes chunks smaller which are stored; see docs/codecs.md"
     )
     save_layerwise: bool = option(default=False, help="copy each layer out as soon as it is computed")
     load: Literal["async", "layerwise", "none"] = option(
@@ -62,6 +66,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_bucket(self.bucket)
+        if self.lossless != "none":
+            if self.lossless not in installed_names():
+                raise ValueError(f"lossless is {self.lossless!r}; known: none, {', '.join(installed_names())}")
+            codec_named(self.lossless)  # raises now what would be missing later
         for name in ("chunk_tokens", "layers_at_once", "load_threads", "save_threads", "lookup_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

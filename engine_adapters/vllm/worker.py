@@ -15,9 +15,10 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from engine_adapters.breaker import Breaker
@@ -25,6 +26,7 @@ from engine_adapters.chunk_writer import ChunkWriter
 from engine_adapters.layouts import Pages, of_vllm
 from engine_adapters.paged_copy import SKIP
 from engine_adapters.staging import Plan, plan
+from engine_adapters.vllm.chunk_reader import Came, ChunkReader, Held
 from engine_adapters.vllm.device import Device
 from engine_adapters.vllm.direct_memory import direct_layout
 from engine_adapters.vllm.direct_worker import Address, DirectWorker, Ended
@@ -35,15 +37,17 @@ from engine_adapters.vllm.rows import Rows
 from engine_adapters.vllm.settings import Settings
 from engine_adapters.vllm.space import Group, with_lora
 from kvgate.chunk.form import RAW
-from kvgate.chunk.header import ChunkHeader, check_chunk
-from kvgate.chunk.key import ChunkKey
 from kvgate.chunk.layout import DATA_START
 from kvgate.chunk.space import Space
 from kvgate.client.sync import Client
 from kvgate.client.values import Slice
-from kvgate.errors import GatewayError, GatewayUnavailable, InvalidChunk, LayoutMismatch
+from kvgate.codec.chunk_body import encode_body
+from kvgate.errors import GatewayError, GatewayUnavailable, LayoutMismatch
 
 _log = logging.getLogger(__name__)
+
+_Read = Callable[[Sequence[bytes], Sequence[int]], Came]
+"""Reads the chunks of these hashes into these rows."""
 
 _CLOSE_S = 10.0
 _ROW_WAIT_S = 1.0
@@ -123,6 +127,7 @@ class Worker:
         half = settings.staging // 2
         self._load_rows = Rows(slice_nbytes, half, settings.load_threads)
         self._save_rows = Rows(slice_nbytes, half, settings.save_threads + 1)
+        self._reader = ChunkReader(self._client, settings.bucket, self._load_rows)
         self._window = max(1, half // self._load_rows.nbytes // settings.load_threads)
         self._loading = ThreadPoolExecutor(settings.load_threads, "kvgate-load")
         self._taking = ThreadPoolExecutor(1, "kvgate-take")
@@ -259,14 +264,9 @@ class Worker:
             deadline = began + load.deadline_s
             for part in load.parts:
                 space = with_lora(self._groups[part.group].space, load.lora)
-                for layers in self._layer_ranges(part.group, gate):
-                    arrived[part.group] = self._load_layers(part, space, layers, submitted, deadline, gate)
-                    if gate is not None:
-                        gate.open(part.group, layers.stop)
-                    if arrived[part.group] < len(part.hashes):
-                        why = "late" if time.monotonic() >= deadline else "did not arrive"
-                        break
-                if why:
+                arrived[part.group] = self._load_part(part, space, submitted, deadline, gate)
+                if arrived[part.group] < len(part.hashes):
+                    why = "late" if time.monotonic() >= deadline else "did not arrive"
                     break
         except Exception:  # a defect of ours must not end the engine
             _log.exception("a request's KV is not loaded")
@@ -284,21 +284,38 @@ class Worker:
                 self._client.tenant(deadline_s=float(self._settings.lookup_deadline))
                 self._knows_ways = True
 
-    def _layer_ranges(self, group: int, gate: LayerGate | None) -> Iterator[range]:
-        """Which layers to load together; whatever they are, a chunk's layers come in their order."""
-        count = len(self._groups[group].layer_names)
-        step = self._settings.layers_at_once if gate is not None else count
-        for first in range(0, count, step):
-            yield range(first, min(first + step, count))
+    def _load_part(self, part: LoadPart, space: Space, submitted: Any, deadline: float, gate: LayerGate | None) -> int:
+        """Bring chunks of a group into their blocks; how many leading ones came with all their layers.
 
-    def _load_layers(
-        self, part: LoadPart, space: Space, layers: range, submitted: Any, deadline: float, gate: LayerGate | None
-    ) -> int:
-        """Bring some layers of chunks into their blocks; how many leading chunks were."""
-        each, group = self._plans[part.group], self._groups[part.group]
-        whole = self._rank.is_whole and len(layers) == each.layers
-        layer_nbytes = each.slice_nbytes // each.layers
-        span = slice(layers.start * layer_nbytes, layers.stop * layer_nbytes)
+        From the first chunk that has no slices on they are read whole, before the first layer is there.
+        """
+        each = self._plans[part.group]
+        heads = self._rank.heads if space.layout.parts == 2 else None
+        held = Held(space, self._groups[part.group].layers, heads, each.slice_nbytes)
+        bring = partial(self._bring, submitted=submitted, deadline=deadline, gate=gate)
+        whole = partial(self._reader.whole, held, deadline=deadline)
+        every = range(each.layers)
+        if held.is_whole and gate is None:
+            return bring(part, every, whole).count
+        sliced, came_whole = part, 0
+        step = self._settings.layers_at_once if gate is not None else each.layers
+        for first in range(0, each.layers, step):
+            layers = every[first : first + step]
+            came = bring(sliced, layers, partial(self._reader.slices, held, layers, deadline=deadline))
+            if came.no_slices and first == 0:
+                came_whole = bring(part.chunks(came.count, len(part.hashes)), every, whole).count
+                sliced = part.chunks(0, came.count)
+            if came.count < len(sliced.hashes):
+                return came.count
+            if gate is not None and len(sliced.hashes) + came_whole == len(part.hashes):
+                gate.open(part.group, layers.stop)
+        return len(sliced.hashes) + came_whole
+
+    def _bring(
+        self, part: LoadPart, layers: range, read: _Read, submitted: Any, deadline: float, gate: LayerGate | None
+    ) -> Came:
+        """Bring some layers of chunks into their blocks, as many chunks at a time as there are rows for."""
+        each = self._plans[part.group]
         done = 0
         while done < len(part.hashes):
             hashes = part.hashes[done : done + self._window]
@@ -308,57 +325,26 @@ class Worker:
                 for _ in hashes:
                     row = self._load_rows.take(deadline - time.monotonic())
                     if row is None:
-                        return done
+                        return Came(done)
                     taken.append(row)
-                left_s = deadline - time.monotonic()
-                if left_s <= 0:
-                    return done
-                bodies = [self._load_rows.body(row, each.slice_nbytes) for row in taken]
-                if whole:
-                    loaded = self._client.load_chunks(self._settings.bucket, space.id, hashes, bodies, left_s)
-                else:
-                    views = [body[DATA_START:][span] for body in bodies]
-                    loaded = self._client.load_chunks(
-                        self._settings.bucket,
-                        space.id,
-                        hashes,
-                        views,
-                        left_s,
-                        layout=space.layout,
-                        layers=range(group.first_layer + layers.start, group.first_layer + layers.stop),
-                        heads=self._rank.heads if space.layout.parts == 2 else None,
-                    )
-                count = loaded.leading
-                if whole:
-                    count = self._whole_chunks(space, hashes[:count], bodies)
+                if time.monotonic() >= deadline:
+                    return Came(done)
+                came = read(hashes, taken)
                 with gate.writing() if gate is not None else contextlib.nullcontext(True) as may_write:
                     if not may_write:
-                        return done
+                        return Came(done)
                     with self._device.after(submitted):
-                        for row, ids in zip(taken[:count], blocks[:count], strict=True):
+                        for row, ids in zip(taken[: came.count], blocks, strict=False):
                             kv = self._load_rows.kv(row, each.slice_nbytes)[None]
                             self._device.scatter(lambda source, ids=ids: each.scatter([ids], source, layers), kv)  # type: ignore[misc]
-                self.tally.loaded(count if layers.stop == each.layers else 0, count * (span.stop - span.start))
+                self.tally.loaded(came.count if layers.stop == each.layers else 0, came.nbytes)
             finally:
                 for row in taken:
                     self._load_rows.give(row)
-            done += count
-            if count < len(hashes):
-                break
-        return done
-
-    @staticmethod
-    def _whole_chunks(space: Space, hashes: Sequence[bytes], bodies: Sequence[memoryview]) -> int:
-        """How many leading objects say of themselves that they are these chunks, with their KV as it is."""
-        for index, (chunk_hash, body) in enumerate(zip(hashes, bodies, strict=False)):
-            try:
-                header = check_chunk(body, len(body), ChunkKey(space.id, chunk_hash.hex()), space)
-            except InvalidChunk as error:
-                _log.warning("a chunk is not what its key says: %s", error)
-                return index
-            if header.codec != RAW:
-                return index
-        return len(hashes)
+            done += came.count
+            if came.count < len(hashes):
+                return Came(done, no_slices=came.no_slices)
+        return Came(done)
 
     def _end_load(self, load: Load, arrived: dict[int, int], why: str) -> None:
         missing = {
@@ -448,13 +434,13 @@ class Worker:
                 self._report.stored.update(chunk.hash for chunk in save.chunks)
 
     def _store(self, chunk: SavedChunk, lora: str, row: int) -> None:
-        began, stored, why = time.monotonic(), False, ""
+        began, nbytes, why = time.monotonic(), 0, ""
         try:
             if not self._breaker.allows():
                 why = "gateway unavailable"
                 return
             self._learn_ways()
-            stored = self._send(chunk, with_lora(self._groups[chunk.group].space, lora), row)
+            nbytes = self._send(chunk, with_lora(self._groups[chunk.group].space, lora), row)
             self._breaker.succeeded()
         except GatewayUnavailable as error:
             self._breaker.failed()
@@ -475,16 +461,20 @@ class Worker:
             if why:
                 self.tally.not_stored(why, 1)
             else:
-                nbytes = self._plans[chunk.group].slice_nbytes if stored else 0
                 self.tally.stored(nbytes, time.monotonic() - began)
 
-    def _send(self, chunk: SavedChunk, space: Space, row: int) -> bool:
-        """Store a chunk, or this rank's part of it; False when it was there already."""
+    def _send(self, chunk: SavedChunk, space: Space, row: int) -> int:
+        """Store a chunk, or this rank's part of it; how many bytes of KV were sent, 0 when it was there already."""
         slice_nbytes = self._plans[chunk.group].slice_nbytes
-        body = self._save_rows.body(row, slice_nbytes)
+        kv = self._save_rows.body(row, slice_nbytes)[DATA_START:]
         if self._rank.is_whole:
-            body[:DATA_START] = ChunkHeader.encode(space, chunk.hash, chunk.parent, chunk.first_token)
-            return self._writer.put(space, chunk.hash, body)
+            codec = self._settings.lossless
+            lossless = RAW if codec == "none" else codec
+            body = encode_body(space, chunk.hash, chunk.parent, chunk.first_token, kv, lossless=lossless)
+            sent = self._writer.put(space, chunk.hash, body)
+            return sum(map(len, body)) - DATA_START if sent else 0
         heads = self._rank.heads if space.layout.parts == 2 else None
-        part = Slice(self._groups[chunk.group].layers, heads, body[DATA_START:])
-        return self._writer.write_slice(space, chunk.hash, chunk.parent, chunk.first_token, part, self._rank.writer)
+        part = Slice(self._groups[chunk.group].layers, heads, kv)
+        writer, name = self._writer, self._rank.writer
+        sent = writer.write_slice(space, chunk.hash, chunk.parent, chunk.first_token, part, name)
+        return slice_nbytes if sent else 0

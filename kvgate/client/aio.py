@@ -259,7 +259,7 @@ class AsyncClient:
         reader = FrameReader(
             len(wanted.hashes),
             wanted.buffers,
-            lambda index, chunk: arrived(index, chunk.status == Status.PRESENT),
+            lambda index, chunk: arrived(index, chunk.status),
             exact=wanted.exact,
         )
         await self._receive_frames(call, reader, deadline)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from kvgate.chunk.form import RAW, Stored, stored_form
+from kvgate.chunk.frame import Status
 from kvgate.chunk.key import ChunkKey, check_bucket
 from kvgate.chunk.layout import DATA_START, Layout, Runs
 from kvgate.client.buffers import writable
@@ -33,8 +34,9 @@ CONNECTIONS = 4
 _GROUP_NBYTES = 32 << 20
 _GROUP_CHUNKS = 256
 
-Arrived = Callable[[int, bool], None]
-"""Told of each chunk of a group by its index there: whether it came whole and verified. Raises to end the fetch."""
+Arrived = Callable[[int, Status], None]
+"""Told of each chunk of a group by its index there: present where it came complete and verified, or what else became of
+it. Raises to end the fetch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ def load_chunks(local: Local, fetch: Fetch, wanted: Wanted, deadline_s: float, c
         for thread in threads:
             if thread.ident is not None:
                 thread.join()
-    return Loaded((True,) * done + prefix.arrived)
+    return Loaded((True,) * done + prefix.arrived, prefix.ends_without_slices)
 
 
 async def load_chunks_async(
@@ -195,7 +197,7 @@ async def load_chunks_async(
     async with asyncio.TaskGroup() as tasks:
         for _ in range(min(connections, prefix.groups)):
             tasks.create_task(work())
-    return Loaded((True,) * done + prefix.arrived)
+    return Loaded((True,) * done + prefix.arrived, prefix.ends_without_slices)
 
 
 @contextlib.contextmanager
@@ -219,6 +221,7 @@ class _Prefix:
         self._arrived = [False] * chunks
         self._begun = 0
         self._gap = chunks
+        self._without_slices: set[int] = set()
 
     def begin(self) -> range | None:
         """The next group to fetch; None when all are begun, or a chunk has failed."""
@@ -235,10 +238,12 @@ class _Prefix:
     def noting(self, group: range) -> Arrived:
         """What notes the chunks of a group, and raises GatewayUnavailable when no more are wanted of it."""
 
-        def arrived(index: int, whole: bool) -> None:
+        def arrived(index: int, status: Status) -> None:
             with self._lock:
-                self._arrived[group[index]] = whole
-                if not whole:
+                self._arrived[group[index]] = status == Status.PRESENT
+                if status == Status.NO_SLICES:
+                    self._without_slices.add(group[index])
+                if status != Status.PRESENT:
                     self._gap = min(self._gap, group[index])
                 if self._gap < group.stop:
                     raise GatewayUnavailable(f"chunk {self._gap} did not arrive; no more are wanted")
@@ -257,6 +262,11 @@ class _Prefix:
     def arrived(self) -> tuple[bool, ...]:
         """Of each chunk, whether it has arrived."""
         return tuple(self._arrived)
+
+    @property
+    def ends_without_slices(self) -> bool:
+        """Whether the first chunk that has not arrived is there, in a form that has no slices."""
+        return self._gap in self._without_slices
 
 
 def _groups(buffers: Sequence[memoryview], connections: int) -> list[range]:

@@ -295,7 +295,7 @@ class Client:
         reader = FrameReader(
             len(wanted.hashes),
             wanted.buffers,
-            lambda index, chunk: arrived(index, chunk.status == Status.PRESENT),
+            lambda index, chunk: arrived(index, chunk.status),
             exact=wanted.exact,
         )
         self._receive_frames(call, reader, deadline)

@@ -86,9 +86,13 @@ class ChunkRead:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Which chunks of a load have arrived, complete and verified; the others are misses."""
+    """Which chunks of a load have arrived, complete and verified; the others are misses.
+
+    no_slices: whether the first of those is there, and has no slices (see `codec.chunk_body`): it can be loaded whole
+    """
 
     arrived: tuple[bool, ...]
+    no_slices: bool = False
 
     @property
     def leading(self) -> int:

@@ -11,6 +11,7 @@ KV is the bytes of kv[layers, parts, kv_heads, tokens, head_dim] in its dtype, C
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,29 +125,86 @@ def decode_body(space: Space, body: Buffer, kv: Buffer, *, quantisers: Quantiser
     installed; then `kv` holds anything.
     """
     view = memoryview(body).cast("B")
+    codec, sizes = _blocks_of(space, view)
+    if codec == space.codec:
+        decode_kv(space, view[DATA_START:], kv, quantisers=quantisers)
+        return
+    _array(kv, space.layout.nbytes)
+    _decode_layers(space.layout, codec, sizes, view[len(view) - sum(sizes) :], memoryview(kv).cast("B"))
+
+
+def decode_in_place(space: Space, buffer: memoryview, nbytes: int) -> None:
+    """Turn a whole chunk object into KV where it lies: `buffer[DATA_START:]`.
+
+    space:  a raw one
+    buffer: max_body_nbytes(space) bytes, writable, of which the first `nbytes` are the object
+    Needs memory for four layers. Raises as `decode_body`; then `buffer` holds anything.
+    """
+    codec, sizes = _blocks_of(space, buffer[:nbytes])
+    if codec != RAW:
+        # From the end of the buffer no block is reached before it is read: none is longer than its layer.
+        start = len(buffer) - sum(sizes)
+        buffer[start:] = buffer[nbytes - sum(sizes) : nbytes]
+        _decode_layers(space.layout, codec, sizes, buffer[start:], buffer[DATA_START:])
+
+
+def decode_slice(space: Space, body: Buffer, data: Buffer, layers: range, heads: range) -> None:
+    """Fill `data` with `kv[layers, :, heads]`, in C order, from a whole chunk object.
+
+    space: a raw one; in blocks or not, of a chunk's layers only these are read
+    Raises as `decode_body`; then `data` holds anything.
+    """
+    view, layout = memoryview(body).cast("B"), space.layout
+    layout.check_slice(layers, heads)
+    codec, sizes = _blocks_of(space, view)
+    planes = (layout.parts, layout.kv_heads, layout.tokens * layout.head_dim * layout.itemsize)
+    part = replace(layout, layers=len(layers), kv_heads=len(heads))
+    out = _array(data, part.nbytes).reshape(part.layers, part.parts, part.kv_heads, -1)
+    layer_nbytes = layout.nbytes // layout.layers
+    if codec == RAW:
+        sizes = [layer_nbytes] * layout.layers
+    position = len(view) - sum(sizes[layers.start :])
+    for index, layer in enumerate(layers):
+        block = _decoded(codec, layer, view[position : position + sizes[layer]], layer_nbytes)
+        out[index] = _array(block, layer_nbytes).reshape(planes)[:, heads.start : heads.stop]
+        position += sizes[layer]
+
+
+def _blocks_of(space: Space, view: memoryview) -> tuple[str, list[int]]:
+    """The codec of a whole chunk object, and the bytes of each layer's block, all of which end with the object.
+
+    Raises InvalidChunk. No block is longer than its layer; there are none where the codec is the space's own.
+    """
     header = decode_header(view, len(view))
     codec = header.metadata.get("codec", "")
     check_tensors(header, codec, space)
-    data = view[DATA_START:]
     if codec == space.codec:
-        decode_kv(space, data, kv, quantisers=quantisers)
-        return
-    sizes = _array(data, len(data))[: header.tensors[BLOCK_NBYTES_TENSOR].stop].view("<u8").tolist()
-    blocks = data[header.tensors[KV_TENSOR].start :]
-    if sum(sizes) != len(blocks):
-        raise InvalidChunk(f"its blocks have {sum(sizes)} bytes in all, and {len(blocks)} are there")
-    layer_nbytes, block_codec = space.layout.nbytes // space.layout.layers, codec_named(codec)
-    out, position = memoryview(kv).cast("B"), 0
-    _array(kv, space.layout.nbytes)
+        return codec, []
+    table, blocks = header.tensors[BLOCK_NBYTES_TENSOR], header.tensors[KV_TENSOR]
+    sizes = _array(view[DATA_START : DATA_START + table.stop], table.stop).view("<u8").tolist()
+    if sum(sizes) != blocks.stop - blocks.start:
+        raise InvalidChunk(f"its blocks have {sum(sizes)} bytes in all, and {blocks.stop - blocks.start} are there")
+    if max(sizes) > space.layout.nbytes // space.layout.layers:
+        raise InvalidChunk(f"a block of {max(sizes)} bytes is longer than its layer")
+    return codec, sizes
+
+
+def _decode_layers(layout: Layout, codec: str, sizes: Sequence[int], blocks: memoryview, out: memoryview) -> None:
+    layer_nbytes, position = layout.nbytes // layout.layers, 0
     for layer, nbytes in enumerate(sizes):
-        block: Buffer = blocks[position : position + nbytes]
-        position += nbytes
-        if nbytes != layer_nbytes:  # one of that many is the layer itself
-            try:
-                block = block_codec.decode(bytes(block), layer_nbytes)
-            except ValueError as error:
-                raise InvalidChunk(f"layer {layer} of {codec}: {error}") from error
+        block = _decoded(codec, layer, blocks[position : position + nbytes], layer_nbytes)
         out[layer * layer_nbytes : (layer + 1) * layer_nbytes] = block
+        position += nbytes
+
+
+def _decoded(codec: str, layer: int, block: memoryview, layer_nbytes: int) -> Buffer:
+    """A layer from its block; one of that many bytes is the layer itself. Raises InvalidChunk."""
+    if len(block) == layer_nbytes:
+        return block
+    try:
+        return codec_named(codec).decode(bytes(block), layer_nbytes)
+    except ValueError as error:
+        raise InvalidChunk(f"layer {layer} of {codec}: {error}") from error
 
 
 def _blocks(raw: quantise.Array, layout: Layout, name: str) -> list[Buffer]:

@@ -154,6 +154,13 @@ def test_first_chunk_that_fails_ends_the_prefix_at_once(serve, load, buffers, fa
     assert [bytes(buffer) for buffer in buffers[:5]] == CHUNKS[:5]
 
 
+def test_a_load_tells_that_its_first_gap_is_a_chunk_without_slices(serve, load, buffers) -> None:
+    without = status(Status.NO_SLICES)
+    assert load(serve(store_of(CHUNKS, _5=without)).port, buffers).no_slices
+    assert not load(serve(store_of(CHUNKS, _5=status(Status.MISSING), _6=without)).port, buffers).no_slices
+    assert not load(serve(store_of(CHUNKS)).port, buffers).no_slices
+
+
 @pytest.mark.parametrize("refusal", REFUSALS)
 def test_call_that_is_refused_ends_the_prefix(serve, load, buffers, refusal) -> None:
     server = serve(store_of(CHUNKS, _6=refusal))

@@ -13,17 +13,73 @@ from kvgate.chunk.header import ChunkHeader, check_chunk
 from kvgate.chunk.key import ChunkKey
 from kvgate.chunk.layout import DATA_START
 from kvgate.chunk.safetensors import TensorInfo, decode_header, encode_header
-from kvgate.codec.chunk_body import decode_body, encode_body
+from kvgate.codec.chunk_body import decode_body, decode_in_place, decode_slice, encode_body, max_body_nbytes
 from kvgate.codec.installed import installed_names
 from kvgate.codec.lossy import lossy_codec
-from kvgate.errors import InvalidChunk, InvalidManifest
+from kvgate.errors import InvalidChunk, InvalidManifest, LayoutError
 from tests.chunks import SPACE, chunk_hash
-from tests.contracts.chunk_codec import ChunkCodecContract, LossyCodecContract, as_kv, numbers
+from tests.contracts.chunk_codec import (
+    ChunkCodecContract,
+    LossyCodecContract,
+    as_kv,
+    each_dtype,
+    each_layout,
+    numbers,
+)
 
 
 class TestRaw(ChunkCodecContract):
     name = "raw"
     lossless = True
+
+    @each_layout
+    @each_dtype
+    def test_it_is_decoded_where_it_lies(self, shape: str, dtype: str) -> None:
+        space = self.space(shape, dtype)
+        kv = as_kv(numbers(space.layout), dtype)
+        body = self.body(space, kv)
+        buffer = memoryview(bytearray(b"\xee" * max_body_nbytes(space)))
+        buffer[: len(body)] = body
+        decode_in_place(space, buffer, len(body))
+        assert buffer[DATA_START:] == kv
+
+    @each_layout
+    def test_any_layers_and_heads_are_those_of_the_kv(self, shape: str) -> None:
+        space = self.space(shape)
+        layout = space.layout
+        kv = as_kv(numbers(layout), "BF16")
+        body = self.body(space, kv)
+        whole = np.frombuffer(kv, np.uint16).reshape(layout.shape)
+        for layers in {range(layout.layers), range(1), range(layout.layers - 1, layout.layers)}:
+            for heads in {range(layout.kv_heads), range(1), range(layout.kv_heads // 2, layout.kv_heads)}:
+                expected = whole[layers.start : layers.stop, :, heads.start : heads.stop].tobytes()
+                data = bytearray(b"\xee" * len(expected))
+                decode_slice(space, body, data, layers, heads)
+                assert data == expected
+                with pytest.raises(LayoutError):
+                    decode_slice(space, body, data + b"x", layers, heads)
+
+    def test_what_is_broken_is_the_same_error_however_it_is_decoded(self) -> None:
+        space = self.space()
+        layout, body = space.layout, self.body(space, as_kv(numbers(space.layout), "BF16"))
+        generator = np.random.default_rng(3)
+        for at in {DATA_START, DATA_START + 7, *generator.integers(0, len(body), 40)}:
+            broken = bytearray(body)
+            broken[at] ^= 1 << int(generator.integers(0, 8))
+            buffer = memoryview(bytearray(max_body_nbytes(space)))
+            buffer[: len(body)] = broken
+            data = bytearray(layout.nbytes)
+            try:
+                expected = self.decoded(space, bytes(broken))
+            except InvalidChunk:
+                with pytest.raises(InvalidChunk):
+                    decode_in_place(space, buffer, len(body))
+                with pytest.raises(InvalidChunk):
+                    decode_slice(space, broken, data, range(layout.layers), range(layout.kv_heads))
+                continue
+            decode_in_place(space, buffer, len(body))
+            decode_slice(space, broken, data, range(layout.layers), range(layout.kv_heads))
+            assert buffer[DATA_START:] == data == expected
 
 
 class TestLZ4(TestRaw):
@@ -141,6 +197,20 @@ def test_blocks_of_no_layer_are_refused() -> None:
         broken = body[:DATA_START] + np.array(wrong, "<u8").tobytes() + body[DATA_START + 16 :]
         with pytest.raises(InvalidChunk):
             decode_body(SMALL, broken, bytearray(SMALL.layout.nbytes))
+
+
+def test_a_block_longer_than_its_layer_is_refused_before_it_is_written_over() -> None:
+    layer_nbytes = SMALL.layout.nbytes // 2
+    for first in (layer_nbytes + 1, layer_nbytes - 40):
+        sizes = [first, 1]
+        blocks = TensorInfo("U8", (sum(sizes),), 16, 16 + sum(sizes))
+        tensors = {"kv_nbytes": TensorInfo("U64", (2,), 0, 16), "kv": blocks}
+        header = ChunkHeader(SMALL.id, chunk_hash(0).hex(), "0" * 64, 0, SMALL.chunk_tokens, "lz4")
+        body = encode_header(tensors, header.metadata()) + np.array(sizes, "<u8").tobytes() + bytes(sum(sizes))
+        buffer = memoryview(bytearray(max_body_nbytes(SMALL)))
+        buffer[: len(body)] = body
+        with pytest.raises(InvalidChunk):
+            decode_in_place(SMALL, buffer, len(body))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine_adapters.vllm.engine import Engine, Server, why_unavailable
+from tests.engine_adapters.vllm.engine import Engine, Forked, Server, why_unavailable
 
 SHARED_ENGINES = 2
 
@@ -45,6 +45,15 @@ def shared_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable
 def start_engine(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
     """Start an engine for one test alone; it is killed after the test."""
     yield from _starter(Engine, tmp_path)
+
+
+@pytest.fixture
+def forked(tmp_path: Path) -> Iterator[Forked]:
+    """A process that has imported vLLM and runs no engine."""
+    _skip_without_vllm()
+    process = Forked(tmp_path / "forked.log")
+    yield process
+    process.kill()
 
 
 @pytest.fixture

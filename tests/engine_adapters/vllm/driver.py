@@ -189,6 +189,12 @@ class Driver:
     def reset_prefix_cache(self, connector: bool) -> bool:
         return bool(self.engine.reset_prefix_cache(reset_connector=connector))
 
+    def ranks(self, **case: Any) -> Any:
+        """See ranks.py. For a process without an engine."""
+        from tests.engine_adapters.vllm.ranks import answer
+
+        return answer(**case)
+
     def shutdown(self) -> None:
         self.engine.engine_core.shutdown()
 

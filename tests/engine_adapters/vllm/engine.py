@@ -186,23 +186,15 @@ def importer() -> Importer:
     return Importer()
 
 
-class Engine:
-    """vLLM's engine in a process of its own. It starts in the background; the first command waits for it."""
+class Forked:
+    """A process that has vLLM from the importer, and does what a test asks it to: see driver.py."""
 
-    def __init__(self, log: Path, model: Path, environment: dict[str, str] | None = None, **arguments: Any) -> None:
+    def __init__(self, log: Path, environment: dict[str, str] | None = None) -> None:
         self.log = log
-        self.arguments = engine_arguments(model, **arguments)
         self._connection = importer().connect()
         self._answers = self._connection.makefile("rb")
         self._write({"log": str(log), "environment": environment or {}})
         self.pid: int = self._answer(ANSWER_S)
-        self._write({"do": "start", "arguments": self.arguments})
-        self._is_ready = False
-
-    def wait_until_ready(self) -> None:
-        if not self._is_ready:
-            self._answer(START_S)
-            self._is_ready = True
 
     @property
     def is_running(self) -> bool:
@@ -215,16 +207,51 @@ class Engine:
         self._answers.close()
         self._connection.close()
 
+    def _wait_for_end(self) -> None:
+        while self.is_running:
+            time.sleep(0.01)
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """What the command of that name answers."""
+        self._send(do, **arguments)
+        return self._answer(ANSWER_S)
+
+    def _send(self, do: str, **arguments: Any) -> None:
+        self._write({"do": do} | arguments)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._connection.sendall(json.dumps(line).encode() + b"\n")
+
+    def _answer(self, within_s: float) -> Any:
+        line = self._answers.readline() if select.select([self._connection], [], [], within_s)[0] else b""
+        if not line:
+            raise failure(f"no answer from the engine within {within_s} s", self.log)
+        answer = json.loads(line)
+        if "error" in answer:
+            raise failure(answer["error"], self.log)
+        return answer["answer"]
+
+
+class Engine(Forked):
+    """vLLM's engine in a process of its own. It starts in the background; the first command waits for it."""
+
+    def __init__(self, log: Path, model: Path, environment: dict[str, str] | None = None, **arguments: Any) -> None:
+        super().__init__(log, environment)
+        self.arguments = engine_arguments(model, **arguments)
+        self._write({"do": "start", "arguments": self.arguments})
+        self._is_ready = False
+
+    def wait_until_ready(self) -> None:
+        if not self._is_ready:
+            self._answer(START_S)
+            self._is_ready = True
+
     def close(self) -> None:
         """End it in good order, with all that its connector has to do at the end."""
         self.wait_until_ready()
         self._connection.shutdown(socket.SHUT_WR)
         self._answer(ANSWER_S)
         self._wait_for_end()
-
-    def _wait_for_end(self) -> None:
-        while self.is_running:
-            time.sleep(0.01)
 
     def generate(self, requests: Sequence[Request], concurrency: int = 1, limit_s: float = REQUESTS_S) -> list[Result]:
         """What the requests give, in their order, once the engine has nothing more to do for them."""
@@ -244,50 +271,34 @@ class Engine:
         return result
 
     def tokenize(self, text: str) -> list[int]:
-        return self._ask("tokenize", text=text)
+        return self.ask("tokenize", text=text)
 
     def idle(self, seconds: float) -> None:
         """Let the engine step without requests."""
-        self._ask("idle", seconds=seconds)
+        self.ask("idle", seconds=seconds)
 
     def blocks(self) -> dict[str, int]:
-        return self._ask("blocks")
+        return self.ask("blocks")
 
     def groups(self) -> list[dict[str, Any]]:
-        return self._ask("groups")
+        return self.ask("groups")
 
     def metrics(self) -> dict[str, float]:
-        return self._ask("metrics")
+        return self.ask("metrics")
 
     def by_outcome(self, name: str) -> dict[str, float]:
-        return self._ask("by_outcome", name=name)
+        return self.ask("by_outcome", name=name)
 
     def reset_prefix_cache(self, connector: bool = False) -> None:
         """Forget the KV in the engine itself, so that what is asked next comes from elsewhere.
 
         connector: have the connector forget its own, too
         """
-        assert self._ask("reset_prefix_cache", connector=connector) is True
-
-    def _ask(self, do: str, **arguments: Any) -> Any:
-        self._send(do, **arguments)
-        return self._answer(ANSWER_S)
+        assert self.ask("reset_prefix_cache", connector=connector) is True
 
     def _send(self, do: str, **arguments: Any) -> None:
         self.wait_until_ready()
-        self._write({"do": do} | arguments)
-
-    def _write(self, line: dict[str, Any]) -> None:
-        self._connection.sendall(json.dumps(line).encode() + b"\n")
-
-    def _answer(self, within_s: float) -> Any:
-        line = self._answers.readline() if select.select([self._connection], [], [], within_s)[0] else b""
-        if not line:
-            raise failure(f"no answer from the engine within {within_s} s", self.log)
-        answer = json.loads(line)
-        if "error" in answer:
-            raise failure(answer["error"], self.log)
-        return answer["answer"]
+        super()._send(do, **arguments)
 
 
 class Server(VLLMProcess):

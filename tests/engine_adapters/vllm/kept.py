@@ -11,6 +11,7 @@ from typing import Any
 from kvgate.chunk.header import ChunkHeader
 from kvgate.chunk.safetensors import decode_header
 from kvgate.client.sync import Client
+from kvgate.client.values import Chosen
 from tests.engine_adapters.vllm.engine import Engine
 from tests.gateways import ALPHA, RunningGateway
 
@@ -66,6 +67,26 @@ class Kept:
         bodies = {key: self._body(key) for key in keys}
         headers = {key: decode_header(body, len(body)) for key, body in bodies.items()}
         return {ChunkHeader.from_metadata(header.metadata).first_token: key for key, header in headers.items()}
+
+    def codecs(self) -> Counter[str]:
+        """How many chunks are in each codec."""
+        bodies = [self._body(f"kv/{space}/{name}") for space, name in self._names() if name != "manifest.json"]
+        return Counter(decode_header(body, len(body)).metadata["codec"] for body in bodies)
+
+    def change(self, key: str, change: Callable[[bytes], bytes]) -> None:
+        """Have another body under a key."""
+        body = change(self._body(key))
+        self._client.delete(self._bucket, key)
+        self._client.put(self._bucket, key, body)
+
+    def compress(self) -> int:
+        """Have the gateway make its copies on disk smaller, as an operator would; by how many bytes they are."""
+        job = self._client.start_job("compress", Chosen(self._bucket, prefix="kv/"))
+        deadline = time.monotonic() + WITHIN_S
+        while not (job := self._client.job(job.id)).has_ended:
+            assert time.monotonic() < deadline, job
+            time.sleep(0.05)
+        return job.saved_nbytes
 
     def delete(self, *keys: str) -> None:
         for key in keys:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from kvgate.chunk.layout import DATA_START
 from tests.engine_adapters.tcp_proxy import Proxy, flip_late
 from tests.engine_adapters.vllm.engine import LLAMA, LORA_ONE, LORA_TWO, SLIDING, Engine, connector
 from tests.engine_adapters.vllm.kept import CHUNK_TOKENS, PATIENT, Kept, check_nothing_is_held
@@ -71,12 +72,47 @@ def test_an_engine_may_only_load_or_only_store_or_store_late(
     assert writer.tell(one).external_tokens == 0
     writer.close()
 
+    # What the gateway makes smaller on its disk is to its clients as it was.
+    assert kept.compress() > 0
+    gateway.restart()
     reader = start(save="none")
     found = reader.tell(one, max_tokens=8)
     assert (found.external_tokens, found.tokens) == (4 * CHUNK_TOKENS, said.tokens)
     reader.tell(other)
     assert kept.settle().total() == 4
     check_nothing_is_held(late, kept)
+
+
+def test_chunks_stored_in_a_lossless_codec_are_as_good_as_any_and_a_broken_one_is_computed(
+    start_engine: Callable[..., Engine], start_gateway: Callable[..., RunningGateway]
+) -> None:
+    gateway = start_gateway()
+    kept = Kept(gateway)
+    tokens = prompt("lossless", 4 * CHUNK_TOKENS + 5)
+    writer = start_engine(
+        LLAMA, **EXACT, kv_transfer_config=connector(gateway, **PATIENT, lossless="zstd-split", load="layerwise")
+    )
+    reader = start_engine(LLAMA, **EXACT, kv_transfer_config=connector(gateway, **PATIENT))
+    said = writer.tell(tokens, max_tokens=8)
+    (space,) = kept.wait(4)
+    assert kept.codecs() == {"zstd-split": 4}
+
+    # One asks for layers, which such chunks do not have, and the other for whole chunks.
+    writer.reset_prefix_cache()
+    for engine in (writer, reader):
+        found = engine.tell(tokens, max_tokens=8)
+        assert (found.external_tokens, found.tokens) == (4 * CHUNK_TOKENS, said.tokens)
+        assert "vllm:kvgate_failures" not in engine.metrics()
+
+    first_block = DATA_START + 8 * 4  # after the sizes of four layers' blocks
+    kept.change(
+        kept.keys(space)[2 * CHUNK_TOKENS], lambda body: body[:first_block] + bytes(100) + body[first_block + 100 :]
+    )
+    for engine in (writer, reader):
+        engine.reset_prefix_cache()
+        assert engine.tell(tokens, max_tokens=8).tokens == said.tokens
+        assert engine.metrics()["vllm:kvgate_failures"] > 0
+        check_nothing_is_held(engine, kept)
 
 
 def test_an_adapter_is_the_same_in_another_process_whatever_its_number(

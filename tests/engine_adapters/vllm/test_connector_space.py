@@ -181,6 +181,8 @@ def test_what_has_no_name_is_refused_with_what_to_do(name: Name, tmp_path: Path)
         "layers without KV of their own": case(arguments={"pipeline_parallel_size": 2}, layers=[0, 2]),
         "layers of a draft model": case(layers=[0, 1, 2, 3, 4]),
         "did you mean": case(extra={"chunk_token": 64}),
+        "leave it out, or run one rank": case(arguments={"tensor_parallel_size": 2}, extra={"lossless": "zstd-split"}),
+        "known: none, lz4": case(extra={"lossless": "zst"}),
         "no tokenizer in": case(set={"model_config.tokenizer": str(bare)}),
     }
     answers = dict(zip(cases, name(list(cases.values())), strict=True))
