@@ -47,11 +47,11 @@ def start_engine(tmp_path: Path) -> Iterator[Callable[..., Engine]]:
     yield from _starter(Engine, tmp_path)
 
 
-@pytest.fixture
-def forked(tmp_path: Path) -> Iterator[Forked]:
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forked]:
     """A process that has imported vLLM and runs no engine."""
     _skip_without_vllm()
-    process = Forked(tmp_path / "forked.log")
+    process = Forked(tmp_path_factory.mktemp("forked") / "log")
     yield process
     process.kill()
 

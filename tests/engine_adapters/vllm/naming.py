@@ -30,6 +30,7 @@ from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCache
 from vllm.v1.request import Request
 
 from engine_adapters.vllm.adapters import Adapters
+from engine_adapters.vllm.connector import _check
 from engine_adapters.vllm.events import StoredEvents
 from engine_adapters.vllm.job import SavedChunk
 from engine_adapters.vllm.prompt import Chains
@@ -73,7 +74,9 @@ def read(case: dict[str, Any]) -> tuple[KVCacheConfig, list[Group]]:
         setattr(owner, name, value)
     settings = read_settings({"bucket": "alpha-bucket", "chunk_tokens": 64} | case.get("extra", {}))
     cached = cache_config(config, case.get("layers"), case.get("window"))
-    return cached, engine_groups(config, cached, settings)
+    groups = engine_groups(config, cached, settings)
+    _check(settings, groups, len(cached.kv_cache_groups) == 1, config)
+    return cached, groups
 
 
 def spaces_of(case: dict[str, Any], groups: list[Group]) -> list[Space]:
