@@ -22,6 +22,7 @@ from typing import Any
 
 from kvgate.chunk.layout import Layout
 from kvgate.kernels import quantised_copy, routes
+from kvgate.kernels.block_digests import BlockDigests, Lying
 from kvgate.kernels.cupy_device import CupyDevice
 from kvgate.kernels.device import Copy, NoDevice
 from kvgate.kernels.paged_copy import PagedCopies, Placed, Selection, plan
@@ -32,7 +33,13 @@ from kvgate.kernels.routes import Routes
 from kvgate.kernels.transfer import Transfers
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKED = ["test_paged_copy.py", "test_quantised_copy.py", "test_rotated_scatter.py", "test_each_kernel.py"]
+CHECKED = [
+    "test_block_digests.py",
+    "test_paged_copy.py",
+    "test_quantised_copy.py",
+    "test_rotated_scatter.py",
+    "test_each_kernel.py",
+]
 
 ORDERS = {
     "LBNHC": "LBTHP",
@@ -131,6 +138,11 @@ def measure(device: Any, size: Size, say: Callable[[str], None] = print) -> Rout
                 took = seconds(device, stream, size.repeats, lambda run=run, launch=launch: run(launch, stream))  # type: ignore[misc]
                 say(f"{verb:8} {name:6} {where:4} {rate(took)}  {limit / took:5.2f} of the plain copy")
     copies.close()
+    digests = BlockDigests(device)
+    lying = [Lying([Extent(staged + at, layout.nbytes)], layout.nbytes) for at in range(0, total, layout.nbytes)]
+    took = seconds(device, stream, size.repeats, lambda: digests.take(lying, stream))
+    say(f"digests of each MiB    {rate(took)}  {here / took:5.2f} of the plain copy")
+    digests.close()
     measure_codes(device, size, pool, staged, stream, here, say)
     found = measure_routes(device, size, pool, host, (up, down), say)
     device.close_stream(stream)
@@ -208,7 +220,7 @@ def measure_routes(
 def check(sanitizer: str | None) -> None:
     """The tests of the kernels and of the tier on the GPU, then one case of each kernel under compute-sanitizer."""
     environment = {**os.environ, "KVGATE_TEST_DEVICE": "gpu"}
-    tests = [f"tests/kernels/{name}" for name in CHECKED] + ["tests/tiers/test_gpu.py"]
+    tests = [f"tests/kernels/{name}" for name in CHECKED] + ["tests/tiers/test_gpu.py", "tests/server/shm/test_gpu.py"]
     pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     subprocess.run([*pytest, *tests], cwd=ROOT, env=environment, check=True)
     if sanitizer is None:

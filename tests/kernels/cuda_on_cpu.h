@@ -1,7 +1,7 @@
 // A kernel of csrc/ as a function on the CPU: what CUDA adds to C++, and a launch that runs every thread.
 //
-// A kernel without shuffles runs its threads one after another. One with shuffles (launch_together) has a stack for each
-// thread of a block, and they take turns at every shuffle. Compiled in front of the source file.
+// A kernel without shuffles and barriers runs its threads one after another. One with them (launch_together) has a stack
+// for each thread of a block, and they take turns at every one. Compiled in front of the source file.
 #include <ucontext.h>
 
 #include <cmath>
@@ -23,6 +23,7 @@
 #define __device__
 #define __host__
 #define __forceinline__ inline
+#define __shared__ static  // one block of threads runs at a time
 
 struct Dim {
     unsigned x;
@@ -76,6 +77,14 @@ static inline T __shfl_xor_sync(unsigned, T value, unsigned mask) {
     end_turn();
     std::memcpy(&value, &running->turns[other].shown[shuffle % 2], sizeof value);
     return value;
+}
+
+static inline void __syncthreads() { end_turn(); }
+
+static inline unsigned long long atomicXor(unsigned long long* to, unsigned long long value) {
+    unsigned long long before = *to;
+    *to ^= value;
+    return before;
 }
 
 template <class Kernel, class Argument>

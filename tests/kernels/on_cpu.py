@@ -45,7 +45,7 @@ def kernels_of(name: str) -> dict[str, str]:
 def library(name: str) -> ctypes.CDLL:
     """A source file as a library with one `cpu_<kernel>` a kernel, built once for each text of it."""
     content = source.text(name)
-    together = "__shfl_xor_sync(" in content
+    together = "__shfl_xor_sync(" in content or "__syncthreads(" in content
     launch = "launch_together" if together else "launch_in_turn"
     doors = "".join(
         f'extern "C" void cpu_{kernel}(unsigned blocks, unsigned threads, const {argument}* argument)'
@@ -85,11 +85,13 @@ class CpuDevice:
     """A GPU's memory and streams, in this process, one thing after another. Allocations are of the exact size."""
 
     multiprocessors = 2
+    uuid = b"memory of a host"
 
     def __init__(self, capacity_nbytes: int = 1 << 40) -> None:
         self.capacity_nbytes = capacity_nbytes
         self.allocations: dict[int, int] = {}
         self.registrations: dict[int, int] = {}
+        self.imports: dict[int, int] = {}  # of other processes' memory, where a subclass has that
         self.launches: list[str] = []
         self.batches: list[int] = []
         self._streams = 0
@@ -138,7 +140,7 @@ class CpuDevice:
 
     def _check_inside(self, address: int, nbytes: int) -> None:
         """A copy lies in one allocation or one registration, as CUDA asks for."""
-        areas = [*self.allocations.items(), *self.registrations.items()]
+        areas = [*self.allocations.items(), *self.registrations.items(), *self.imports.items()]
         if not any(begin <= address and address + nbytes <= begin + size for begin, size in areas):
             raise DeviceError(f"{nbytes} bytes at {address:#x} are not within one area that the GPU knows")
 

@@ -12,7 +12,7 @@ from kvgate.chunk.layout import Layout
 from kvgate.kernels import source
 from kvgate.kernels.paged_copy import Selection
 from kvgate.kernels.quantised_copy import Kind
-from tests.kernels import test_paged_copy, test_quantised_copy, test_rotated_scatter
+from tests.kernels import test_block_digests, test_paged_copy, test_quantised_copy, test_rotated_scatter
 from tests.kernels.on_cpu import kernels_of
 from tests.kernels.paged import make_pages
 
@@ -24,7 +24,7 @@ _ran: set[str] = set()
 @pytest.fixture(autouse=True)
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every device of these tests says what it launched."""
-    for module in (test_paged_copy, test_quantised_copy, test_rotated_scatter):
+    for module in (test_block_digests, test_paged_copy, test_quantised_copy, test_rotated_scatter):
         made = module.make_device
 
         def make(made: Any = made) -> Any:
@@ -60,6 +60,10 @@ def test_numbers_as_codes(kind: Kind, dtype: str) -> None:
 def test_keys_at_other_positions(dtype: str) -> None:
     paged = make_pages("LBPTH", SIZES | {"P": 1}, 64 * DTYPES[dtype])
     test_rotated_scatter.check(dtype, paged, 20, 2, 24, 8, False, 1)
+
+
+def test_digests() -> None:
+    test_block_digests.check([bytes(range(256)) * 5000, b"short"], [5000], 3)
 
 
 def test_these_were_all_kernels() -> None:

@@ -22,8 +22,10 @@ def test_all_that_is_timed_runs() -> None:
     found = gpu.measure(device, size, said.append)
     assert not device.allocations
     assert found.load in (0, size.layout.nbytes // 2, size.layout.nbytes)
-    assert len(said) == 1 + 2 * 2 * len(gpu.ORDERS) + 2 * 4 + 2 * 2
-    assert {"gather_16", "scatter_16", "gather_int8_bf16", "scatter_int4_tokens_bf16"} <= set(device.launches)
+    assert len(said) == 1 + 2 * 2 * len(gpu.ORDERS) + 1 + 2 * 4 + 2 * 2
+    assert {"gather_16", "scatter_16", "digest_blocks", "gather_int8_bf16", "scatter_int4_tokens_bf16"} <= set(
+        device.launches
+    )
 
 
 @pytest.mark.parametrize("chunks", [1, 3, 4])
