@@ -55,6 +55,7 @@ class CupyDevice:
             raise NoDevice("this GPU sees host memory under other addresses than the CPU does, which is not supported")
         self.name = properties["name"].decode()
         self.multiprocessors = int(properties["multiProcessorCount"])
+        self.uuid = _uuid(index)
         self.architecture = f"{properties['major']}{properties['minor']}"
         self._functions: dict[Kernel, Any] = {}
         self._modules: dict[str, Any] = {}
@@ -221,6 +222,16 @@ def compiled(nvrtc: Any, name: str, architecture: str) -> bytes:
 
     version = ".".join(map(str, nvrtc.getVersion()))
     return source.binary(name, architecture, f"nvrtc {version}", compile_text)
+
+
+def _uuid(index: int) -> bytes:
+    """The UUID of a GPU, or of the part of one that is this process's (MIG). Raises NoDevice."""
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, uuid = ctypes.c_int(), (ctypes.c_uint8 * 16)()
+    status = driver.cuDeviceGet(ctypes.byref(device), index) or driver.cuDeviceGetUuid_v2(uuid, device)
+    if status:
+        raise NoDevice(f"the driver does not say which GPU {index} is: CUDA error {status}")
+    return bytes(uuid)
 
 
 # --- many copies in one call: cuMemcpyBatchAsync, from CUDA 13 on ----------------------------------------------------

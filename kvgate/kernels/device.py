@@ -54,9 +54,11 @@ class Device(Protocol):
     """One GPU. May be used from any thread; what goes to one stream from one thread at a time keeps its order.
 
     multiprocessors: how many blocks of threads run at the same time at least
+    uuid:            16 bytes that tell this GPU, or this part of one, from every other
     """
 
     multiprocessors: int
+    uuid: bytes
 
     def allocate(self, nbytes: int) -> int:
         """The address of `nbytes` of this GPU's memory, a multiple of 256. Raises OutOfDeviceMemory."""

@@ -7,25 +7,32 @@ All numbers are little-endian, every length is bounded, and a frame that is not 
 
     engine → gateway
     ATTACH        date 16 bytes, authorization text                              flags: WRITE
-    GET           wait_ms u32, bucket u16, key u16 (lengths), bucket, key        count 1
+    DEVICE        uuid 16 bytes: the GPU that the engine runs on, once a connection
+    GET           wait_ms u32, bucket u16, key u16 (lengths), bucket, key        count 1, flags: ON_DEVICE
                   or, with a key length of 0: bucket, space 32 bytes, count hashes of 32 bytes
     RELEASE       count grants, u64 each; has no answer. Their words in the returns do the same, a little later
+                                                                                 flags: BAD when what was copied from
+                                                                                 the GPU did not match its digests
     RESERVE       nbytes u64, bucket u16, key u16 (lengths), bucket, key         count 1, flags: FIRST when there must
                                                                                  be no such object, then and at COMMIT
     COMMIT, ABORT reservation u64
     PING
+    UNMAPPED      count segments of the GPU, u64 each: the engine maps them no more; has no answer
 
     gateway → engine
     HELLO         magic 8 bytes, boot id 16 bytes, nonce 32 bytes
     ATTACHED      lease_ms u32, grants u32, tenant text; with the descriptors of the ledger and the returns
     SEGMENT       segment u64, nbytes u64; with the segment's descriptor         flags: WRITE when it may be written
-    GONE          count segments, u64 each: their memory has been given back
+                  or, of the GPU, with its CUDA IPC handle behind them           flags: ON_DEVICE
+    GONE          count segments, u64 each: their memory has been given back     flags: ON_DEVICE when it waits for
+                                                                                 UNMAPPED to be given back
     GRANTS        count of them, in the order asked; each as `Grant` below       flags: MORE when others follow
     RESERVED      reservation u64, then as a grant
-    DONE          text: the entity tag after COMMIT
+    DONE          text: the entity tag after COMMIT; the tier on the GPU after DEVICE, empty where there is none
     ERROR         status u16, code u16 (length), code, message
 
-A frame SEGMENT comes before the first one that names the segment.
+A frame SEGMENT comes before the first one that names the segment. Segments of the GPU are numbered by themselves: the
+grants that answer a GET with ON_DEVICE name those.
 """
 
 from __future__ import annotations
@@ -47,13 +54,16 @@ MAX_FRAME_NBYTES = 64 << 10
 MAX_HASHES = 256
 """Chunks that one GET may ask for."""
 
-WRITE = MORE = FIRST = 1
+WRITE = MORE = FIRST = BAD = 1
+ON_DEVICE = 2
 
-ATTACH, GET, RELEASE, RESERVE, COMMIT, ABORT, PING = range(1, 8)
+ATTACH, GET, RELEASE, RESERVE, COMMIT, ABORT, PING, DEVICE, UNMAPPED = range(1, 10)
 HELLO, ATTACHED, SEGMENT, GONE, GRANTS, RESERVED, DONE, ERROR = range(129, 137)
 
 ABSENT, NOT_IN_MEMORY, TOO_MANY = 1, 2, 3
-"""Why there is no grant: no such chunk; not in memory, nor brought there in time; too many grants are open."""
+"""Why there is no grant: no such chunk; not in this memory, nor brought there in time; too many grants are open."""
+
+UUID_NBYTES = 16
 
 _HEAD = struct.Struct("<BBHI")
 _GET = struct.Struct("<IHH")
@@ -124,9 +134,11 @@ def encode_get(request: int, bucket: str, key: str, wait_ms: int) -> bytes:
     return _HEAD.pack(GET, 0, 1, request) + _GET.pack(wait_ms, len(bucket_name), len(key_name)) + bucket_name + key_name
 
 
-def encode_get_chunks(request: int, bucket: str, space: bytes, hashes: Sequence[bytes], wait_ms: int) -> bytes:
+def encode_get_chunks(
+    request: int, bucket: str, space: bytes, hashes: Sequence[bytes], wait_ms: int, *, on_device: bool = False
+) -> bytes:
     name = bucket.encode()
-    head = _HEAD.pack(GET, 0, len(hashes), request) + _GET.pack(wait_ms, len(name), 0)
+    head = _HEAD.pack(GET, ON_DEVICE if on_device else 0, len(hashes), request) + _GET.pack(wait_ms, len(name), 0)
     return b"".join([head, name, space, *hashes])
 
 
@@ -149,9 +161,9 @@ def decode_get(frame: bytes, count: int) -> Asked:
     return Asked(wait_ms, bucket, [prefix + text[at : at + width] for at in range(width, len(text), width)])
 
 
-def encode_numbers(kind: int, request: int, numbers: Sequence[int]) -> bytes:
-    """RELEASE, COMMIT, ABORT and GONE."""
-    return _HEAD.pack(kind, 0, len(numbers), request) + struct.pack(f"<{len(numbers)}Q", *numbers)
+def encode_numbers(kind: int, request: int, numbers: Sequence[int], flags: int = 0) -> bytes:
+    """RELEASE, COMMIT, ABORT, GONE and UNMAPPED."""
+    return _HEAD.pack(kind, flags, len(numbers), request) + struct.pack(f"<{len(numbers)}Q", *numbers)
 
 
 def decode_numbers(frame: bytes, count: int) -> tuple[int, ...]:
@@ -184,6 +196,18 @@ def encode_empty(kind: int, request: int) -> bytes:
     return _HEAD.pack(kind, 0, 0, request)
 
 
+def encode_device(request: int, uuid: bytes) -> bytes:
+    return _HEAD.pack(DEVICE, 0, 0, request) + uuid
+
+
+def decode_device(frame: bytes) -> bytes:
+    """The GPU's UUID. Raises MalformedFrame."""
+    uuid = frame[HEAD_NBYTES:]
+    if len(uuid) != UUID_NBYTES:
+        raise MalformedFrame(f"a UUID has {UUID_NBYTES} bytes, got {len(uuid)}")
+    return uuid
+
+
 # --- gateway → engine -------------------------------------------------------------------------------------------------
 
 
@@ -213,6 +237,15 @@ def decode_attached(frame: bytes) -> tuple[int, int, str]:
 
 def encode_segment(segment_id: int, nbytes: int, *, write: bool) -> bytes:
     return _HEAD.pack(SEGMENT, WRITE if write else 0, 0, 0) + _SEGMENT.pack(segment_id, nbytes)
+
+
+def encode_device_segment(segment_id: int, nbytes: int, handle: bytes) -> bytes:
+    return _HEAD.pack(SEGMENT, ON_DEVICE, 0, 0) + _SEGMENT.pack(segment_id, nbytes) + handle
+
+
+def decode_device_segment(frame: bytes) -> tuple[int, int, bytes]:
+    """The segment, its size and its CUDA IPC handle. Raises MalformedFrame."""
+    return *decode_segment(frame), frame[HEAD_NBYTES + _SEGMENT.size :]
 
 
 def decode_segment(frame: bytes) -> tuple[int, int]:

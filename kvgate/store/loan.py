@@ -1,14 +1,13 @@
-"""An object in memory, lent where it lies to whoever copies the bytes and verifies them there."""
+"""An object in memory or on a GPU, lent where it lies to whoever copies the bytes and verifies them there."""
 
 from __future__ import annotations
 
 from array import array
 
 from kvgate.memory.allocator import Extent
-from kvgate.memory.lease import Lease
 from kvgate.store.copies import Copies
 from kvgate.store.index import Entry
-from kvgate.tiers.base import Record
+from kvgate.tiers.base import Lent, Record
 
 
 class Loan:
@@ -16,7 +15,7 @@ class Loan:
 
     __slots__ = ("_copies", "_entry", "_lease", "blocks", "extents", "record")
 
-    def __init__(self, copies: Copies, entry: Entry, lease: Lease, blocks: array[int]) -> None:
+    def __init__(self, copies: Copies, entry: Entry, lease: Lent, blocks: array[int]) -> None:
         """Takes `lease` over."""
         copies.lease(entry)
         self._copies = copies

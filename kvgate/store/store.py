@@ -68,7 +68,7 @@ from kvgate.store.spaces import Spaces, parse_any_key
 from kvgate.store.survivors import Survivors
 from kvgate.store.values import Match, Prefetched, TenantStats
 from kvgate.store.write import Precondition, Write
-from kvgate.tiers.base import Name, Record, Tier
+from kvgate.tiers.base import Exporting, Name, Record, Tier
 from kvgate.tiers.host import HostTier
 from kvgate.tiers.rules import TierRules
 
@@ -238,18 +238,41 @@ class Store:
             self._placement.demotion.offer([entry])
         return Read(self._placement, entry, self._metrics, self._config, whole=foreign)
 
-    def lend(self, tenant: str, bucket: str, key: str) -> Loan | None:
-        """An object where it lies in memory; None when it is not there now. Raises NoSuchBucket, NoSuchKey.
+    def lend(self, tenant: str, bucket: str, key: str, tier: Exporting | None = None) -> Loan | None:
+        """An object where it lies in a tier; None when it is not there now. Raises NoSuchBucket, NoSuchKey.
 
+        tier: on the engine's GPU; None for memory
         The caller counts it among the reads, and says so to the eviction policy with `touch`.
         """
         entry = self._entry(tenant, bucket, key)
         copies = self._placement.copies
-        copy = entry.copies[MEMORY]
+        copy = entry.copies[MEMORY if tier is None else copies.tiers.index(tier)]
         if copy is None:
             return None
         self._foreign.prefetch.note_read(entry)
-        return Loan(copies, entry, copy.lease.share(), copy.blocks)
+        lease, blocks = (copy.lease.share(), copy.blocks) if tier is None else tier.lend(copy)
+        return Loan(copies, entry, lease, blocks)
+
+    async def verify(self, tenant: str, bucket: str, key: str, tier: Exporting) -> None:
+        """Read what an object has in a tier, if anything: it is dropped where it is bad.
+
+        Raises NoSuchBucket, NoSuchKey, also when that was the last copy, Overloaded, and TierError.
+        """
+        entry = self._entry(tenant, bucket, key)
+        rank = self._placement.copies.tiers.index(tier)
+        if not entry.has_copy(rank):
+            return
+        with Read(self._placement, entry, self._metrics, self._config, ranks=(rank,)) as read:
+            body = await read.load(0, entry.record.nbytes)
+            try:
+                await body.verify()
+            finally:
+                body.close()
+
+    def exporting(self, device_uuid: bytes) -> Exporting | None:
+        """The tier on this GPU; the first of several."""
+        tiers = (tier for tier in self._placement.copies.tiers if isinstance(tier, Exporting))
+        return next((tier for tier in tiers if tier.device_uuid == device_uuid), None)
 
     async def bring_to_memory(self, tenant: str, bucket: str, key: str) -> None:
         """Copy an object to memory from where it is, if it has room. Raises NoSuchBucket, NoSuchKey, TierError."""

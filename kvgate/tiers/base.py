@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from kvgate.codec.base import Codec
+from kvgate.memory.allocator import Extent
 from kvgate.memory.lease import Lease
 
 Copy = Any
@@ -217,6 +218,50 @@ class Encodes(Protocol):
 
     def stored_nbytes(self, record: Record, copy: Copy) -> int:
         """What the body of a copy takes: less than the object has when, and only when, it is encoded."""
+
+
+class Lent(Protocol):
+    """A lease on a copy where it lies, for another process that maps the memory."""
+
+    @property
+    def owner(self) -> str:
+        """Whose segments the bytes lie in."""
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Where the bytes lie, in order; the last extent may be longer than they are."""
+
+    def release(self) -> None:
+        """Let the copy go. May be called twice."""
+
+
+@runtime_checkable
+class Exporting(Protocol):
+    """What a private tier offers besides whose copies lie in a GPU's memory that other processes on it can map.
+
+    None of these waits for anything.
+    """
+
+    name: str
+
+    @property
+    def device_uuid(self) -> bytes:
+        """Which GPU."""
+
+    def lend(self, copy: Copy) -> tuple[Lent, array[int]]:
+        """A lease on a copy, and the crc64nvme of its blocks, against which nothing was held. Raises NotInTier."""
+
+    def hand_on(self, segment_id: int) -> tuple[int, bytes] | None:
+        """The size and the CUDA IPC handle of a segment that a lent copy lies in, for one engine more.
+
+        Until `take_back` its memory is not given back. None where the driver does not export it.
+        """
+
+    def take_back(self, segment_id: int) -> None:
+        """An engine that was handed a segment maps it no more."""
+
+    def is_retired(self, segment_id: int) -> bool:
+        """Whether a segment's memory is to be given back, as soon as no engine maps it."""
 
 
 class Mapped(Protocol):

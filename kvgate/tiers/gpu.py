@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from kvgate.config import MiB, Size, option
 from kvgate.errors import ArenaFull, ConfigError, CorruptCopy, NotInTier, TierError, TierFull
@@ -55,33 +54,8 @@ class GpuCopy:
     blocks: array[int]
 
 
-class GpuRun(NamedTuple):
-    """A run of an object's bytes as another process finds it: `offset` bytes into what the IPC handle maps."""
-
-    handle: bytes
-    offset: int
-    nbytes: int
-
-
-class GpuGrant:
-    """An object's place in the GPU's memory, kept until `release`; the other process has unmapped it before that.
-
-    runs:   in the order of the object's bytes, in whole pages: the last one may be longer than the object
-    blocks: the crc64nvme of the object's blocks, for whoever verifies them
-    """
-
-    def __init__(self, lease: GpuLease, runs: list[GpuRun], blocks: array[int]) -> None:
-        self.runs = runs
-        self.blocks = blocks
-        self._lease = lease
-
-    def release(self) -> None:
-        """Let the place go. May be called twice."""
-        self._lease.release()
-
-
 class GpuTier:
-    """Objects in a GPU's memory. A copy's room is free when the tier, every reader and every grant have let go.
+    """Objects in a GPU's memory. A copy's room is free when the tier, every reader and every engine have let go.
 
     open_device: what drives the GPU of this number; called once, by `start`
     """
@@ -152,19 +126,31 @@ class GpuTier:
             copy.lease.release()
             copy.lease = None
 
-    async def grant(self, copy: GpuCopy) -> GpuGrant:
-        """Where another process on the same GPU finds a copy. Raises NotInTier, TierError."""
+    # --- Exporting: engines on the same GPU ---------------------------------------------------------------------------
+
+    @property
+    def device_uuid(self) -> bytes:
+        """See Exporting."""
+        return self.gpu.device.uuid
+
+    def lend(self, copy: GpuCopy) -> tuple[GpuLease, array[int]]:
+        """See Exporting."""
         if copy.lease is None:
             raise NotInTier("the copy is gone")
-        lease = copy.lease.share()
-        try:
-            handles = await run_holding([lease], self.gpu.threads, self.gpu.pool.handles, lease)
-        except BaseException as error:
-            lease.release()
-            if isinstance(error, DeviceError):
-                raise TierError(str(error)) from error
-            raise
-        return GpuGrant(lease, [GpuRun(*each) for each in handles], copy.blocks)
+        return copy.lease.share(), copy.blocks
+
+    def hand_on(self, segment_id: int) -> tuple[int, bytes] | None:
+        """See Exporting."""
+        return self.gpu.pool.hand_on(segment_id)
+
+    def take_back(self, segment_id: int) -> None:
+        """See Exporting."""
+        if self._gpu is not None:
+            self._gpu.pool.take_back(segment_id)
+
+    def is_retired(self, segment_id: int) -> bool:
+        """See Exporting."""
+        return self.gpu.pool.is_retired(segment_id)
 
 
 class GpuUpload:

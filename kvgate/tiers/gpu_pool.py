@@ -6,17 +6,21 @@ Invariants
    tenant has nothing in it and another one needs the room. So no tenant sees another's bytes, through a handle either:
    CUDA may put allocations of less than GRANULE_NBYTES into one, and a handle shows all of that, so there are none.
 3. A slot's extents are its own until its last lease is released.
-4. One lock is held for accounting, never while the GPU is called; that is done under the other one, in threads.
+4. No memory is given back that another process may map: what CUDA makes of that is undefined. Until it may be, its
+   capacity is taken, and whoever needs it is told that the GPU is full.
+5. One lock is held for accounting, never while the GPU is called; that is done under the other one, in threads.
 """
 
 from __future__ import annotations
 
 import threading
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 
 from kvgate.errors import TierFull
-from kvgate.kernels.device import Device, OutOfDeviceMemory
+from kvgate.kernels.device import Device, DeviceError, OutOfDeviceMemory
 from kvgate.kernels.pieces import Extent
 from kvgate.memory.allocator import Allocator, whole_pages
 from kvgate.memory.allocator import Extent as Place
@@ -48,6 +52,16 @@ class GpuLease:
         """The length that was asked for."""
         return self.slot.nbytes
 
+    @property
+    def owner(self) -> str:
+        """The tenant whose segments the bytes lie in."""
+        return self.slot.owner
+
+    @property
+    def extents(self) -> tuple[Place, ...]:
+        """Where the bytes lie, in order, in whole pages; none for a length of 0."""
+        return self.slot.places
+
     def share(self) -> GpuLease:
         """Another lease on the same slot, to be released on its own."""
         return self._pool.lease(self.slot)
@@ -72,7 +86,7 @@ class GpuLease:
 
 
 class GpuPool:
-    """Hands out slots. `extents` and `handles` call the GPU, so they are for a thread; the rest is for the loop too."""
+    """Hands out slots. `extents` calls the GPU, so it is for a thread; the rest is for the loop too."""
 
     def __init__(self, device: Device, capacity_nbytes: int, segment_nbytes: int) -> None:
         self._device = device
@@ -81,6 +95,8 @@ class GpuPool:
         self._sizes: dict[int, int] = {}  # of segments, whether they have memory yet or not
         self._retired: list[int] = []  # segments whose memory is to go
         self._addresses: dict[int, int] = {}
+        self._handles: dict[int, bytes] = {}  # of segments that have memory, where the driver exports it
+        self._mapped: Counter[int] = Counter()  # segments by how many engines may map them
         self._lock = threading.Lock()
         self._device_lock = threading.Lock()
 
@@ -141,26 +157,44 @@ class GpuPool:
                 for place in lease.slot.places
             ]
 
-    def handles(self, lease: GpuLease) -> list[tuple[bytes, int, int]]:
-        """Of each extent of a slot that has been written: the IPC handle, the offset in what it maps, the length."""
-        with self._device_lock:
-            exported = {
-                segment_id: self._device.export(self._addresses[segment_id])
-                for segment_id in {place.segment_id for place in lease.slot.places}
-            }
-            return [(exported[place.segment_id], place.offset, place.nbytes) for place in lease.slot.places]
+    def hand_on(self, segment_id: int) -> tuple[int, bytes] | None:
+        """The size and the IPC handle of a segment in which a written slot lies, for one engine more.
+
+        Until `take_back` its memory is not given back. None where the driver does not export it.
+        """
+        handle = self._handles.get(segment_id)
+        if handle is None:
+            return None
+        with self._lock:
+            self._mapped[segment_id] += 1
+            return self._sizes[segment_id], handle
+
+    def take_back(self, segment_id: int) -> None:
+        """One engine less maps a segment."""
+        with self._lock:
+            self._mapped[segment_id] -= 1
+            if not self._mapped[segment_id]:
+                del self._mapped[segment_id]
+
+    def is_retired(self, segment_id: int) -> bool:
+        """Whether a segment's memory is to be given back: no slot lies in it, and none ever will."""
+        with self._lock:
+            return segment_id in self._retired or segment_id not in self._sizes
 
     def close(self) -> None:
-        """Give all memory back, which nothing uses any more."""
+        """Give all memory back, which nothing uses any more; what engines map goes with the process."""
         with self._device_lock:
-            addresses, self._addresses = list(self._addresses.values()), {}
-            for address in addresses:
-                self._device.free(address)
+            addresses, self._addresses = self._addresses, {}
+            for segment_id, address in addresses.items():
+                if not self._mapped[segment_id]:
+                    self._device.free(address)
 
     def _segment(self, segment_id: int, stream: int) -> int:
         address = self._addresses.get(segment_id)
         if address is None:
             nbytes = self._sizes[segment_id]
+            if nbytes + sum(self._sizes[each] for each in self._addresses) > self.capacity_nbytes:
+                raise TierFull("engines still map memory of the GPU that goes to another tenant")
             try:
                 address = self._device.allocate(nbytes)
             except OutOfDeviceMemory as error:
@@ -168,12 +202,17 @@ class GpuPool:
             self._device.clear(address, nbytes, stream)
             self._device.record(stream).wait()  # whoever comes next may write on another stream
             self._addresses[segment_id] = address
+            with suppress(DeviceError):  # then engines get these bytes another way
+                self._handles[segment_id] = self._device.export(address)
         return address
 
     def _give_back(self) -> None:
         with self._lock:
-            retired, self._retired = self._retired, []
+            retired = [each for each in self._retired if not self._mapped[each]]
+            self._retired = [each for each in self._retired if self._mapped[each]]
+            for segment_id in retired:
+                del self._sizes[segment_id]
         for segment_id in retired:
-            del self._sizes[segment_id]
+            self._handles.pop(segment_id, None)
             if (address := self._addresses.pop(segment_id, None)) is not None:
                 self._device.free(address)

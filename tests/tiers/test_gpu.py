@@ -15,7 +15,7 @@ from kvgate.kernels.device import Copy, Device, DeviceError, NoDevice
 from kvgate.kernels.pieces import Extent
 from kvgate.memory.arena import Arena
 from kvgate.memory.digest import BLOCK_NBYTES
-from kvgate.tiers.base import Tier
+from kvgate.tiers.base import Exporting, Tier
 from kvgate.tiers.gpu import GpuConfig, GpuTier, facing
 from tests.contracts.tier import TierContract, content, describe, filled
 from tests.kernels.on_cpu import CpuDevice
@@ -28,6 +28,18 @@ async def started(open_device: Callable[[int], Device], **options: int) -> GpuTi
     tier = GpuTier(config, open_device)
     await tier.start(lambda _: None)
     return tier
+
+
+def exported(tier: GpuTier, device: CpuDevice, segment_id: int) -> bytes:
+    """A whole segment, as an engine finds it that maps its handle."""
+    found = tier.hand_on(segment_id)
+    assert found is not None
+    nbytes, handle = found
+    address = device.open_export(handle)
+    shown = ctypes.string_at(address, nbytes)
+    device.close_export(address)
+    tier.take_back(segment_id)
+    return shown
 
 
 class TestGpuTierOnTheCpu(TierContract):
@@ -64,31 +76,69 @@ class TestGpuTierOnTheCpu(TierContract):
         with filled(arena, b"x") as lease:
             await upload.write(lease, 0, 1)
         other = await upload.finish(record, copy.blocks)
-        grant = await tier.grant(other)
-        for handle, offset, nbytes in grant.runs:
-            shown = ctypes.string_at(device.open_export(handle) + offset, nbytes)
-            assert shown.strip(b"\0") in (b"x", b"")
-        grant.release()
+        lease, _ = tier.lend(other)
+        assert lease.owner == "another"
+        for segment_id, _, _ in lease.extents:
+            assert exported(tier, device, segment_id).strip(b"\0") in (b"x", b"")
+        lease.release()
         await tier.delete(record, other)
 
-    async def test_grant_shows_the_bytes_where_they_lie_and_keeps_them(
+    async def test_what_is_lent_lies_where_it_lay_until_it_is_released(
         self, tier: GpuTier, arena: Arena, device: CpuDevice
     ) -> None:
         body = bytes(range(256)) * 40_000
         record, copy = await self.put(tier, arena, "k", body)
-        grant = await tier.grant(copy)
+        assert isinstance(tier, Exporting)
+        lease, blocks = tier.lend(copy)
         await tier.delete(record, copy)
         used = tier.usage().nbytes
         shown = b"".join(
-            ctypes.string_at(device.open_export(run.handle) + run.offset, run.nbytes) for run in grant.runs
+            exported(tier, device, each.segment_id)[each.offset : each.offset + each.nbytes] for each in lease.extents
         )
         assert shown[: len(body)] == body
-        assert grant.blocks == copy.blocks
-        grant.release()
-        grant.release()
+        assert blocks == copy.blocks
+        lease.release()
+        lease.release()
         assert tier.usage().nbytes == used - -(-len(body) // 4096) * 4096
         with pytest.raises(NotInTier):
-            await tier.grant(copy)
+            tier.lend(copy)
+
+    async def test_memory_that_an_engine_may_map_is_not_given_back(
+        self, tier: GpuTier, arena: Arena, device: CpuDevice
+    ) -> None:
+        record, copy = await self.put(tier, arena, "k", b"\xff" * (60 << 20))
+        lease, _ = tier.lend(copy)
+        engines = 2
+        handed = {each.segment_id for each in lease.extents}
+        for segment_id in [*handed] * engines:
+            assert tier.hand_on(segment_id) is not None
+            assert not tier.is_retired(segment_id)
+        lease.release()
+        await tier.delete(record, copy)
+        before = set(device.allocations)
+
+        async def write_as_another() -> None:
+            upload = await tier.begin("another", CAPACITY)
+            try:
+                with filled(arena, b"x") as some:
+                    await upload.write(some, 0, 1)
+            finally:
+                await upload.abort()
+
+        for engine in range(engines):
+            with pytest.raises(TierFull, match="still map"):
+                await write_as_another()
+            assert set(device.allocations) >= before
+            assert all(tier.is_retired(segment_id) for segment_id in handed)
+            for segment_id in handed if engine == 0 else list(handed)[:-1]:
+                tier.take_back(segment_id)
+        with pytest.raises(TierFull, match="still map"):
+            await write_as_another()
+        assert len(before & set(device.allocations)) == 1
+        tier.take_back(list(handed)[-1])
+        await write_as_another()
+        assert not before & set(device.allocations)
+        assert all(tier.is_retired(segment_id) for segment_id in handed)
 
     async def test_no_allocation_is_one_that_cuda_may_put_beside_another(self, arena: Arena) -> None:
         device = CpuDevice()
@@ -216,16 +266,19 @@ class TestRefusals:
         await upload.abort()
         arena.close()
 
-    async def test_memory_that_the_driver_does_not_export_is_not_granted(self, tier: GpuTier, device: Refusing) -> None:
+    async def test_memory_that_the_driver_does_not_export_is_not_handed_on(
+        self, tier: GpuTier, device: Refusing
+    ) -> None:
         arena = Arena(16 << 20)
+        device.refused = "export"
         record, blocks = describe("k", b"body")
         upload = await tier.begin("tenant", 4)
         with filled(arena, b"body") as lease:
             await upload.write(lease, 0, 4)
         copy = await upload.finish(record, blocks)
-        device.refused = "export"
-        with pytest.raises(TierError, match="refused"):
-            await tier.grant(copy)
+        lease, _ = tier.lend(copy)
+        assert tier.hand_on(lease.extents[0].segment_id) is None
+        lease.release()
         await tier.delete(record, copy)
         arena.close()
 

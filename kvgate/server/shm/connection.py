@@ -6,6 +6,8 @@ Invariants
    to write, its own segments for writing.
 3. Whatever is not a frame of its form ends the connection. When it ends, its grants and reservations end (see there).
 4. What an engine does not take is bounded: beyond it the connection ends.
+5. A connection that was ended from here, to which a GPU's memory was handed on, is kept until the engine closes it too:
+   only then the engine is known to have unmapped that memory (see `device_segments`).
 
 Frames are answered in the callback that reads them, without a task, unless they have to wait for something.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import logging
 import secrets
 import socket
@@ -33,9 +36,12 @@ from kvgate.memory.ledger import Ledger, Returns
 from kvgate.memory.owner import engine_owner, tenant_of
 from kvgate.memory.proof import attach_request
 from kvgate.s3.access import Access
+from kvgate.server.shm.device_segments import DeviceSegments
 from kvgate.server.shm.grants import Grants
 from kvgate.server.shm.reservations import Reservations
 from kvgate.store.loan import Loan
+from kvgate.tiers.base import Exporting
+from kvgate.tiers.host import HostTier
 
 if TYPE_CHECKING:
     from kvgate.server.shm.listener import EngineListener
@@ -66,6 +72,7 @@ class _Attached:
     grants: Grants
     reservations: Reservations
     writes: bool
+    device: DeviceSegments | None = None
 
 
 class Connection:
@@ -123,10 +130,12 @@ class Connection:
                 raise MalformedFrame("the first frame has to be ATTACH")
             self._attach(request, *handoff.decode_attach(frame), writes=bool(flags & handoff.WRITE))
         elif kind == handoff.GET:
-            self._get(attached, request, handoff.decode_get(frame, items))
+            self._get(attached, request, handoff.decode_get(frame, items), on_device=bool(flags & handoff.ON_DEVICE))
         elif kind == handoff.RELEASE:
             for number in handoff.decode_numbers(frame, items):
-                attached.grants.release(number)
+                loan = attached.grants.release(number)
+                if flags & handoff.BAD and loan is not None and attached.device is not None:
+                    self._start(request, self._verify(loan, attached.device.tier))
         elif kind == handoff.RESERVE:
             first = bool(flags & handoff.FIRST)
             self._start(request, self._reserve(attached, request, *handoff.decode_reserve(frame), first=first))
@@ -136,6 +145,11 @@ class Connection:
                 raise MalformedFrame("one reservation at a time")
             finish = self._commit if kind == handoff.COMMIT else self._abort
             self._start(request, finish(attached, request, numbers[0]))
+        elif kind == handoff.DEVICE:
+            self._name_device(attached, request, handoff.decode_device(frame))
+        elif kind == handoff.UNMAPPED:
+            if attached.device is not None:
+                attached.device.unmapped(handoff.decode_numbers(frame, items))
         elif kind == handoff.PING:
             self._send(handoff.encode_done(request, ""))
         else:
@@ -183,52 +197,78 @@ class Connection:
         self._segments.add(segment_id)
         self._send(handoff.encode_segment(segment_id, segment.nbytes, write=write), segment_id)
 
+    def _introduce_on_device(self, attached: _Attached, device: DeviceSegments, loan: Loan) -> bool:
+        """Hand on the segments of the GPU that a loan lies in; whether they can be. Raises AccessDenied."""
+        if tenant_of(loan.owner) != attached.tenant.name:
+            raise AccessDenied("the memory belongs to another tenant")
+        return device.introduce(loan.extents, self._send)
+
     def _introduce_all(self, attached: _Attached, owner: str, extents: Sequence[Extent]) -> None:
         for segment_id, _, _ in extents:
             if segment_id not in self._segments:
                 self._introduce(attached, owner, segment_id)
 
+    def _name_device(self, attached: _Attached, request: int, uuid: bytes) -> None:
+        tier = self._listener.store.exporting(uuid)
+        if tier is not None and attached.device is None:
+            attached.device = DeviceSegments(tier)
+        there = tier is not None and attached.device is not None and attached.device.tier is tier
+        self._send(handoff.encode_done(request, tier.name if tier is not None and there else ""))
+
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def _get(self, attached: _Attached, request: int, asked: handoff.Asked) -> None:
+    def _get(self, attached: _Attached, request: int, asked: handoff.Asked, *, on_device: bool) -> None:
+        device = attached.device if on_device else None
+        if on_device and device is None:
+            raise MalformedFrame("no tier lies on a GPU that this connection has named")
         lent: list[tuple[int, Loan]] = []
         rates, tenant = self._listener.store.rates, attached.tenant.name
         try:
             rates.requests.take(tenant)
             rates.read.take(tenant, 0)
-            answers = [self._grant(attached, asked.bucket, key, lent) for key in asked.keys]
+            answers = [self._grant(attached, asked.bucket, key, lent, device) for key in asked.keys]
         except Exception as error:
             for number, _ in lent:
                 attached.grants.release(number)
             self._send_error(request, error)
             return
-        if asked.wait_ms and _NOT_IN_MEMORY in answers:
+        if asked.wait_ms and device is None and _NOT_IN_MEMORY in answers:
             self._start(request, self._get_later(attached, request, asked, answers))
         else:
             self._send_grants(request, answers)
         for _, loan in lent:  # while the engine copies
             loan.touch()
-        self._listener.granted += len(lent)
+        self._listener.granted[HostTier.name if device is None else device.tier.name] += len(lent)
 
-    def _grant(self, attached: _Attached, bucket: str, key: str, lent: list[tuple[int, Loan]]) -> bytes:
+    def _grant(
+        self,
+        attached: _Attached,
+        bucket: str,
+        key: str,
+        lent: list[tuple[int, Loan]],
+        device: DeviceSegments | None = None,
+    ) -> bytes:
         """An encoded grant, its number and loan appended to `lent`. Raises AccessDenied, NoSuchBucket."""
         attached.access.check(attached.tenant, bucket, key, "s3:GetObject", _NO_QUERY)
         if attached.grants.full:
             return _TOO_MANY
         try:
-            loan = self._listener.store.lend(attached.tenant.name, bucket, key)
+            tier = None if device is None else device.tier
+            loan = self._listener.store.lend(attached.tenant.name, bucket, key, tier)
         except NoSuchKey:
             return _ABSENT
         if loan is None:
             return _NOT_IN_MEMORY
         try:
-            for segment_id, _, _ in loan.extents:
-                if segment_id not in self._segments:
-                    self._introduce(attached, loan.owner, segment_id)
+            if device is None:
+                self._introduce_all(attached, loan.owner, loan.extents)
+            elif not self._introduce_on_device(attached, device, loan):
+                loan.end()
+                return _NOT_IN_MEMORY
+            number = attached.grants.open(loan, self._loop.time())
         except BaseException:
             loan.end()
             raise
-        number = attached.grants.open(loan, self._loop.time())
         answer = handoff.encode_grant(Grant(number, loan.record.nbytes, loan.extents, loan.blocks))
         if len(answer) > handoff.MAX_GRANT_NBYTES:  # too large for one frame; HTTP streams it
             attached.grants.release(number)
@@ -259,7 +299,13 @@ class Connection:
         except TimeoutError:
             logger.debug("chunks were not brought to memory in time")
         self._send_grants(request, answers)
-        self._listener.granted += len(lent)
+        self._listener.granted[HostTier.name] += len(lent)
+
+    async def _verify(self, loan: Loan, tier: Exporting) -> None:
+        """Look at a copy on the GPU that the engine has found to be bad; it is dropped if it is."""
+        tenant, bucket, key = loan.record[:3]
+        self._listener.store.rates.requests.take(tenant)
+        await self._listener.store.verify(tenant, bucket, key, tier)
 
     def _send_grants(self, request: int, answers: list[bytes]) -> None:
         if len(answers) == 1:
@@ -374,6 +420,8 @@ class Connection:
     def expire(self, now: float) -> None:
         """End what has passed its deadline, and say which segments are gone. `now` is on the loop's clock."""
         attached = self._attached
+        if self._closed:
+            return
         if attached is None:
             if now > self._attach_by:
                 self.close("the engine did not attach in time")
@@ -388,6 +436,8 @@ class Connection:
         if gone:
             self._segments.difference_update(gone)
             self._send(handoff.encode_numbers(handoff.GONE, 0, gone))
+        if attached.device is not None and (gone := attached.device.gone()):
+            self._send(handoff.encode_numbers(handoff.GONE, 0, gone, handoff.ON_DEVICE))
 
     def close(self, why: str, level: int = logging.DEBUG) -> None:
         """End the connection and all that it holds. Idempotent."""
@@ -397,9 +447,33 @@ class Connection:
         logger.log(level, "shared memory: %s", why)
         self._loop.remove_reader(self._sock.fileno())
         self._loop.remove_writer(self._sock.fileno())
-        self._sock.close()
         self._unsent.clear()
         if self._attached is not None:
             self._attached.grants.close()
             self._listener.tasks.create_task(self._attached.reservations.close())
-        self._listener.forget(self)
+        if self._attached is not None and self._attached.device:
+            with contextlib.suppress(OSError):  # it has closed its end already
+                self._sock.shutdown(socket.SHUT_WR)
+            self._loop.add_reader(self._sock.fileno(), self._await_end)
+        else:
+            self.forget()
+
+    def forget(self) -> None:
+        """Close this end of the socket, whatever the engine still maps. Idempotent."""
+        if self._sock.fileno() >= 0:
+            self._loop.remove_reader(self._sock.fileno())
+            self._sock.close()
+            self._listener.forget(self)
+
+    def _await_end(self) -> None:
+        """Take what still comes, up to the engine's end of the socket: then it maps nothing any more."""
+        try:
+            if self._sock.recv_into(self._listener.buffer):
+                return
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            logger.debug("shared memory: %s", error)
+        if self._attached is not None and self._attached.device is not None:
+            self._attached.device.end()
+        self.forget()

@@ -40,12 +40,14 @@ class Grants:
         self._open[number] = (now + self._lease_s, loan)
         return number
 
-    def release(self, number: int) -> None:
-        """End a grant; one that has ended already is no error."""
+    def release(self, number: int) -> Loan | None:
+        """End a grant, and return the loan that it was; None for one that has ended already."""
         held = self._open.pop(number, None)
-        if held is not None:
-            self._ledger.end(number)
-            held[1].end()
+        if held is None:
+            return None
+        self._ledger.end(number)
+        held[1].end()
+        return held[1]
 
     def take_back(self) -> None:
         """End the grants that the engine has given back."""

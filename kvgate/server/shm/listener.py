@@ -18,7 +18,6 @@ from kvgate.memory.arena import Arena
 from kvgate.metrics import Metrics
 from kvgate.server.shm.connection import Connection
 from kvgate.store.store import Store
-from kvgate.tiers.host import HostTier
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +51,8 @@ class EngineListener:
         self.lease_s = lease_s
         self.buffer = memoryview(bytearray(handoff.MAX_FRAME_NBYTES + 1))
         """Where each frame is received: memory of that size takes longer to get than a frame to answer."""
-        self.granted = 0
-        """Objects granted since the metrics were last collected: to count each there takes longer than the rest."""
+        self.granted: Counter[str] = Counter()
+        """Objects granted, by tier, since the metrics were last collected: to count each there takes too long."""
         self.tasks: asyncio.TaskGroup
         sock.setblocking(False)
         self._sock = sock
@@ -74,6 +73,7 @@ class EngineListener:
                 sweeper.cancel()
                 for connection in list(self._connections):
                     connection.close("the gateway ends")
+                    connection.forget()
 
     def admit(self, tenant: str) -> None:
         """Raises Overloaded when a tenant has as many engines as it may."""
@@ -90,9 +90,10 @@ class EngineListener:
 
     def collect(self) -> None:
         """Bring the gauges of the metrics up to date."""
-        granted, self.granted = self.granted, 0
-        self.metrics.shm_granted.inc(granted)
-        self.metrics.reads.labels(HostTier.name).inc(granted)
+        granted, self.granted = self.granted, Counter()
+        self.metrics.shm_granted.inc(granted.total())
+        for tier, objects in granted.items():
+            self.metrics.reads.labels(tier).inc(objects)
         self.metrics.shm_engines.set(sum(self._engines().values()))
         self.metrics.shm_grants.set(sum(connection.grant_count for connection in self._connections))
 
