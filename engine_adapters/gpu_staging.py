@@ -28,6 +28,9 @@ from kvgate.kernels.quantised_copy import Encoded, Kind, Outcome, QuantisedCopie
 Blocks = Sequence[Sequence[int]]
 """Block ids of each chunk, in the order of its tokens."""
 
+Places = Sequence[int | Sequence[Extent]]
+"""Of each chunk the address of all its bytes, or where they lie in order; on the GPU, or in registered host memory."""
+
 _INT4 = {-1: Kind.INT4_CHANNELS, -2: Kind.INT4_TOKENS}
 
 
@@ -82,17 +85,17 @@ class GpuPlan:
         self._copies = PagedCopies(device)
         self._quantised = QuantisedCopies(device, threads=threads)
 
-    def gather(self, blocks: Blocks, out: Sequence[int], stream: int, layers: range | None = None) -> Event:
+    def gather(self, blocks: Blocks, out: Places, stream: int, layers: range | None = None) -> Event:
         """Copy chunks out of the pages.
 
-        out:    for each chunk the address of slice.nbytes bytes, on the GPU or in registered memory of the host
+        out:    for each chunk the place of slice.nbytes bytes
         layers: indices into the plan's pages; only their bytes are written. All of them by default.
         Raises LayoutError.
         """
         _check_whole(blocks)
         return self._copies.gather(self._launch(blocks, out, layers), stream)
 
-    def scatter(self, blocks: Blocks, source: Sequence[int], stream: int, layers: range | None = None) -> Event:
+    def scatter(self, blocks: Blocks, source: Places, stream: int, layers: range | None = None) -> Event:
         """Copy chunks into the pages, as `gather` out of them; a block of -1 is left out. Raises LayoutError."""
         _check_unique(blocks)
         return self._copies.scatter(self._launch(blocks, source, layers), stream)
@@ -120,12 +123,12 @@ class GpuPlan:
         self._copies.close()
         self._quantised.close()
 
-    def _launch(self, blocks: Blocks, places: Sequence[int], layers: range | None) -> paged_copy.Launch:
+    def _launch(self, blocks: Blocks, places: Places, layers: range | None) -> paged_copy.Launch:
         wanted = range(self.slice.layers) if layers is None else layers
         if wanted.step != 1 or not 0 <= wanted.start < wanted.stop <= self.slice.layers:
             raise LayoutError(f"layers {wanted.start}:{wanted.stop} are not a range within 0:{self.slice.layers}")
         chunks = [
-            Placed([Extent(place, self.slice.nbytes)], table)
+            Placed([Extent(place, self.slice.nbytes)] if isinstance(place, int) else place, table)
             for place, table in zip(places, self._tables(blocks), strict=True)
         ]
         selection = Selection(wanted, range(self.slice.kv_heads))

@@ -7,6 +7,7 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import NoReturn, ParamSpec, Self, TypeVar
 
 from aiohttp import (
@@ -39,6 +40,7 @@ from kvgate.client.buffers import ReadableBuffer, pieces, readable, writable, wr
 from kvgate.client.call import Call, Calls
 from kvgate.client.download import Download
 from kvgate.client.frames import FRAMES, FrameReader
+from kvgate.client.local import Gpu
 from kvgate.client.session import SessionToken
 from kvgate.client.transport import TCP, UNIX, Transport
 from kvgate.client.values import (
@@ -62,9 +64,10 @@ from kvgate.client.values import (
     TenantInfo,
     Traffic,
 )
-from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable
+from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable, InvalidArgument
 from kvgate.http.deadline import Deadline
 from kvgate.http.endpoint import parse_endpoint
+from kvgate.kernels.device import Event
 from kvgate.messages import Headers
 
 _WRITE_NBYTES = 1 << 20
@@ -229,6 +232,41 @@ class AsyncClient:
             self._deadline_s if deadline_s is None else deadline_s,
             min(connections, self.max_connections),
         )
+
+    async def load_chunks_on_gpu(
+        self,
+        gpu: Gpu | None,
+        bucket: str,
+        space: str,
+        hashes: Sequence[bytes],
+        targets: Sequence[int],
+        buffers: Sequence[memoryview],
+        deadline_s: float | None = None,
+        *,
+        after: Event | None = None,
+        connections: int = loader.CONNECTIONS,
+    ) -> Loaded:
+        if len(targets) != len(hashes):
+            raise InvalidArgument(f"{len(hashes)} chunks for {len(targets)} targets")
+        on_gpu = 0
+
+        async def load_locally(wanted: loader.Wanted, deadline: Deadline) -> tuple[int, bool]:
+            nonlocal on_gpu
+            await self._look_again(deadline)
+            if gpu is not None and self._transport.has_memory:
+                load = self._transport.load_on_gpu
+                on_gpu = await _in_thread(deadline, load, gpu, wanted, targets, after, deadline)
+            done, nowhere = await self.load_locally(wanted.part(range(on_gpu, len(targets))), deadline)
+            return on_gpu + done, nowhere
+
+        loaded = await loader.load_chunks_async(
+            load_locally,
+            self.fetch_chunks,
+            loader.Wanted(bucket, space, hashes, buffers),
+            self._deadline_s if deadline_s is None else deadline_s,
+            min(connections, self.max_connections),
+        )
+        return replace(loaded, on_gpu=on_gpu)
 
     async def load_locally(self, wanted: loader.Wanted, deadline: Deadline) -> tuple[int, bool]:
         await self._look_again(deadline)

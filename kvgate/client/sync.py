@@ -6,6 +6,7 @@ import contextlib
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import NoReturn, Self, TypeVar
 
 from kvgate.auth.sigv4 import Credential
@@ -19,6 +20,7 @@ from kvgate.client.buffers import ReadableBuffer, checksum, readable, writable, 
 from kvgate.client.call import Call, Calls
 from kvgate.client.download import Download
 from kvgate.client.frames import FRAMES, FrameReader
+from kvgate.client.local import Gpu
 from kvgate.client.session import SessionToken
 from kvgate.client.transport import TCP, UNIX, Transport
 from kvgate.client.values import (
@@ -42,12 +44,13 @@ from kvgate.client.values import (
     TenantInfo,
     Traffic,
 )
-from kvgate.errors import GatewayError, GatewayUnavailable
+from kvgate.errors import GatewayError, GatewayUnavailable, InvalidArgument
 from kvgate.http.connection import Connection
 from kvgate.http.deadline import Deadline
 from kvgate.http.endpoint import parse_endpoint
 from kvgate.http.pool import Pool
 from kvgate.http.wire import connect_unix
+from kvgate.kernels.device import Event
 from kvgate.messages import Headers
 
 _READ_NBYTES = 64 << 10
@@ -119,7 +122,7 @@ class Client:
         self._pool.close()
 
     def traffic(self) -> Mapping[str, Traffic]:
-        """What went which way so far: `shm`, `unix` or `tcp`."""
+        """What went which way so far: `gpu`, `shm`, `unix` or `tcp`."""
         return self._transport.traffic()
 
     # --- KV calls ---
@@ -261,6 +264,50 @@ class Client:
             self._deadline_s if deadline_s is None else deadline_s,
             min(connections, self.max_connections),
         )
+
+    def load_chunks_on_gpu(
+        self,
+        gpu: Gpu | None,
+        bucket: str,
+        space: str,
+        hashes: Sequence[bytes],
+        targets: Sequence[int],
+        buffers: Sequence[memoryview],
+        deadline_s: float | None = None,
+        *,
+        after: Event | None = None,
+        connections: int = loader.CONNECTIONS,
+    ) -> Loaded:
+        """Which chunks have arrived, complete and verified: `on_gpu` of them in `targets`, the others in `buffers`.
+
+        The leading chunks that the gateway has in the memory of the same GPU are copied there; `load_chunks` has the
+        rest, and all of them where there is no such gateway, no such tier or no way to map its memory.
+
+        gpu:     as `open_gpu` gives it
+        targets: an address on the GPU for each chunk object; undefined for those that are not `on_gpu`
+        buffers: one a chunk, of exactly its size
+        after:   what the engine has submitted that still uses the targets. When this returns, nobody writes to them
+        """
+        if len(targets) != len(hashes):
+            raise InvalidArgument(f"{len(hashes)} chunks for {len(targets)} targets")
+        on_gpu = 0
+
+        def load_locally(wanted: loader.Wanted, deadline: Deadline) -> tuple[int, bool]:
+            nonlocal on_gpu
+            if gpu is not None:
+                self._look_again(deadline)
+                on_gpu = self._transport.load_on_gpu(gpu, wanted, targets, after, deadline)
+            done, nowhere = self.load_locally(wanted.part(range(on_gpu, len(targets))), deadline)
+            return on_gpu + done, nowhere
+
+        loaded = loader.load_chunks(
+            load_locally,
+            self.fetch_chunks,
+            loader.Wanted(bucket, space, hashes, buffers),
+            self._deadline_s if deadline_s is None else deadline_s,
+            min(connections, self.max_connections),
+        )
+        return replace(loaded, on_gpu=on_gpu)
 
     def load_locally(self, wanted: loader.Wanted, deadline: Deadline) -> tuple[int, bool]:
         """`Transport.load_prefix`."""

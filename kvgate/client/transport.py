@@ -1,4 +1,4 @@
-"""Which way the bytes go: shared memory, HTTP over a unix socket, or HTTP over TCP.
+"""Which way the bytes go: memory of the same GPU, shared memory, HTTP over a unix socket, or HTTP over TCP.
 
 The gateway tells with `tenant()` what there is on its own host. A path is believed only once whoever is behind it has
 told the same boot id: another host may have a gateway at a socket of the same name. Whatever fails on a faster way goes
@@ -16,13 +16,15 @@ from dataclasses import dataclass
 
 from kvgate.auth.sigv4 import Credential
 from kvgate.client.loader import Wanted
-from kvgate.client.local import Attachment, Grant
+from kvgate.client.local import Attachment, DeviceGrant, Gpu, Grant
+from kvgate.client.local.gpu import Placed
 from kvgate.client.values import LocalWays, Traffic
 from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable
 from kvgate.http.deadline import Deadline
+from kvgate.kernels.device import DeviceError, Event
 from kvgate.memory import handoff
 
-SHM, UNIX, TCP = "shm", "unix", "tcp"
+GPU, SHM, UNIX, TCP = "gpu", "shm", "unix", "tcp"
 
 _RETRY_S, _MAX_RETRY_S = 1.0, 60.0
 _CHUNKS_AT_ONCE = 64
@@ -50,7 +52,7 @@ class Transport:
         self._attachment: Attachment | None = None
         self._retry_at, self._retry_s = 0.0, _RETRY_S
         self._lost = False
-        self._counts = {way: _Count() for way in (SHM, UNIX, TCP)}
+        self._counts = {way: _Count() for way in (GPU, SHM, UNIX, TCP)}
 
     def learn(self, ways: LocalWays | None) -> None:
         """Take what the gateway says of itself."""
@@ -144,6 +146,66 @@ class Transport:
                         if isinstance(grant, Grant):
                             grant.release()
         return done, False
+
+    def load_on_gpu(
+        self, gpu: Gpu, wanted: Wanted, targets: Sequence[int], after: Event | None, deadline: Deadline
+    ) -> int:
+        """How many leading chunks were copied to `targets` on the GPU, and verified there.
+
+        targets: an address for each chunk of `wanted`, which has the length of its buffer
+        after:   what the engine has submitted that still uses the targets
+        """
+        done, space = 0, bytes.fromhex(wanted.space)
+        with self._falling_back():
+            while done < len(wanted.hashes) and (attachment := self.attachment(deadline)) is not None:
+                if not attachment.use_gpu(gpu, deadline):
+                    break
+                asked = wanted.hashes[done : done + _CHUNKS_AT_ONCE]
+                grants = attachment.get_chunks_on_gpu(wanted.bucket, space, asked, deadline)
+                try:
+                    right = self._copy_on_gpu(gpu, grants, wanted.buffers[done:], targets[done:], after)
+                finally:
+                    for grant in grants:
+                        if isinstance(grant, DeviceGrant):
+                            grant.release()
+                done += right
+                if right < len(asked):
+                    break
+        return done
+
+    def _copy_on_gpu(
+        self,
+        gpu: Gpu,
+        grants: Sequence[DeviceGrant | int],
+        buffers: Sequence[memoryview],
+        targets: Sequence[int],
+        after: Event | None,
+    ) -> int:
+        """How many leading grants there are, of their buffers' lengths, whose copies count."""
+        taken: list[DeviceGrant] = []
+        for grant, buffer in zip(grants, buffers, strict=False):
+            if not isinstance(grant, DeviceGrant) or grant.nbytes != len(buffer):
+                break
+            taken.append(grant)
+        if not taken:
+            return 0
+        placed = [Placed(grant.extents, grant.nbytes, at) for grant, at in zip(taken, targets, strict=False)]
+        try:
+            found = gpu.copy(placed, after)
+        except DeviceError as error:
+            _log.warning("a copy on the GPU failed, and chunks go another way: %s", error)
+            return 0
+        right = 0
+        for grant, blocks in zip(taken, found, strict=True):
+            if not grant.holds:
+                break
+            if blocks != grant.blocks:
+                _log.warning("a chunk on the GPU does not match its digest, and goes another way")
+                grant.release(bad=True)
+                break
+            self.count(GPU, grant.nbytes)
+            right += 1
+        return right
 
     def load(self, bucket: str, key: str, view: memoryview, deadline: Deadline) -> int | None:
         """The length of an object that was copied into the front of `view`; None to go another way."""

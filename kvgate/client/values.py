@@ -89,10 +89,12 @@ class Loaded:
     """Which chunks of a load have arrived, complete and verified; the others are misses.
 
     no_slices: whether the first of those is there, and has no slices (see `codec.chunk_body`): it can be loaded whole
+    on_gpu:    how many leading ones lie on the GPU and not in their buffers (`load_chunks_on_gpu`)
     """
 
     arrived: tuple[bool, ...]
     no_slices: bool = False
+    on_gpu: int = 0
 
     @property
     def leading(self) -> int:

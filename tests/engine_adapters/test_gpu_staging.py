@@ -18,6 +18,7 @@ from kvgate.chunk.layout import Layout
 from kvgate.codec.lossy import lossy_codec
 from kvgate.errors import LayoutError, LayoutMismatch
 from kvgate.kernels import quantise
+from kvgate.kernels.pieces import Extent
 from kvgate.kernels.quantised_copy import Outcome
 from tests.engine_adapters.paged import ENGINES, Engine, Shape, Tensors
 from tests.engine_adapters.test_staging import DTYPES, layout_of, memory, random_ids, rows, shape_of
@@ -38,6 +39,12 @@ def scramble(tensors: Tensors) -> None:
 
 def addresses(tensor: Any) -> list[int]:
     return [row.data_ptr() for row in tensor]
+
+
+def halves(row: Any) -> tuple[list[Extent], list[Any]]:
+    """The bytes of a row in two places, and what keeps them there."""
+    kept = [row[: len(row) // 2].clone(), row[len(row) // 2 :].clone()]
+    return [Extent(each.data_ptr(), len(each)) for each in kept], kept
 
 
 @each_engine
@@ -62,6 +69,10 @@ def test_the_gpus_way_moves_the_bytes_that_torch_moves(engine: Engine, dtype: st
     assert not torch.equal(before, after)
     restore(tensors, before)
     ours.scatter(ids, addresses(source), 0, range(1, 3)).wait()
+    assert torch.equal(memory(tensors), after)
+    restore(tensors, before)
+    apart = [halves(row) for row in source]
+    ours.scatter(ids, [extents for extents, _ in apart], 0, range(1, 3)).wait()
     assert torch.equal(memory(tensors), after)
     ours.close()
     assert not device.allocations

@@ -4,6 +4,7 @@ Invariants
 1. Of many threads that wait for answers, one reads the socket for all. Nobody waits past its own deadline.
 2. An answer that nobody waits for any more gives back what it grants.
 3. A child process does not use what its parent attached.
+4. The socket is closed after the last segment of the GPU was unmapped: the gateway may give its memory back then.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ import socket
 import struct
 import threading
 import time
+import weakref
 from array import array
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from kvgate.auth.sigv4 import Credential
 from kvgate.client.local.copy_thread import CopyThread
+from kvgate.client.local.device_grant import DeviceGrant
+from kvgate.client.local.device_memory import DeviceMemory
+from kvgate.client.local.gpu import Gpu
 from kvgate.client.local.grant import Grant
 from kvgate.client.local.reservation import Reservation
 from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable, MalformedFrame
 from kvgate.http.deadline import Deadline
+from kvgate.kernels.device import DeviceError
 from kvgate.memory import handoff
 from kvgate.memory.allocator import Extent
 from kvgate.memory.ledger import LedgerView, ReturnsView
@@ -33,6 +39,9 @@ from kvgate.memory.proof import sign_attach
 _POLL_S = 0.05
 _SPIN_S = 100e-6
 """How long an answer is looked for before the thread sleeps: to be woken costs as much as most answers take."""
+
+_LISTEN_EVERY_S = 1.0
+"""How often an engine that asks for nothing hears which segments of the GPU it is to unmap."""
 
 _CONTROL_NBYTES = socket.CMSG_SPACE(8)
 
@@ -58,6 +67,10 @@ class Attachment:
         self._waiting: dict[int, list[bytes]] = {}
         self._answers: dict[int, list[bytes]] = {}
         self._segments: dict[int, Mapping] = {}
+        self._named = False  # which GPU this is
+        self._device: DeviceMemory | None = None
+        self._refused = False  # to map memory of the GPU
+        self._ended = threading.Event()
         self._buffers = [memoryview(bytearray(handoff.MAX_FRAME_NBYTES))]
         self.copy_thread = CopyThread() if (os.cpu_count() or 1) > 1 else None
         self._pid = os.getpid()
@@ -83,9 +96,16 @@ class Attachment:
         return not self._broken and self._pid == os.getpid()
 
     def close(self) -> None:
-        """End the connection, and with it every grant. Views stay mapped as long as they live. Idempotent."""
+        """End the connection, and with it every grant. Views stay mapped as long as they live. Idempotent.
+
+        With grants on the GPU that are not released yet, it ends for the gateway when the last one is.
+        """
         self._broken = True
-        self._sock.close()
+        self._ended.set()
+        if self._device is not None and self._pid == os.getpid():
+            self._device.close(self._sock.close)
+        else:
+            self._sock.close()
         if self.copy_thread is not None:
             self.copy_thread.close()
         with self._changed:
@@ -111,6 +131,47 @@ class Attachment:
             self._ask(lambda number: handoff.encode_get_chunks(number, bucket, space, hashes, wait_ms), deadline)
         )
 
+    def use_gpu(self, gpu: Gpu, deadline: Deadline) -> bool:
+        """Whether the gateway has a tier on this GPU, from which `get_chunks_on_gpu` gets. A connection has one GPU."""
+        if not self._named:
+            frames = self._ask(lambda number: handoff.encode_device(number, gpu.device.uuid), deadline)
+            there = bool(self._text(frames[0]))
+            with self._lock:
+                first, self._named = not self._named, True
+                if first and there:
+                    self._device = DeviceMemory(gpu, self._say_unmapped)
+                    listening = (weakref.ref(self), self._ended)
+                    threading.Thread(target=_listen, args=listening, name="kvgate-gpu-memory", daemon=True).start()
+        return self._device is not None and self._device.gpu is gpu and not self._refused
+
+    def get_chunks_on_gpu(
+        self, bucket: str, space: bytes, hashes: Sequence[bytes], deadline: Deadline
+    ) -> list[DeviceGrant | int]:
+        """As `get_chunks`, of chunks that lie in the gateway's memory on the GPU now. `use_gpu` has been true before.
+
+        Raises GatewayUnavailable also where the driver does not let this process map that memory; then `use_gpu` is
+        false from now on.
+        """
+        memory = self._device
+        if memory is None:
+            raise GatewayUnavailable("the gateway has no memory on this GPU")
+        frames = self._ask(
+            lambda number: handoff.encode_get_chunks(number, bucket, space, hashes, 0, on_device=True), deadline
+        )
+        found = self._decoded(frames)
+        mapped: dict[int, DeviceGrant] = {}
+        try:
+            for grant in found:
+                if grant.id:
+                    mapped[grant.id] = DeviceGrant(self, memory, grant)
+        except (DeviceError, GatewayUnavailable) as error:
+            for each in mapped.values():
+                each.release()
+            self.release([grant.id for grant in found if grant.id and grant.id not in mapped])
+            self._refused = self._refused or isinstance(error, DeviceError)
+            raise GatewayUnavailable(f"the gateway's memory on the GPU cannot be used: {error}") from error
+        return [mapped[grant.id] if grant.id else grant.reason for grant in found]
+
     def reserve(self, bucket: str, key: str, nbytes: int, deadline: Deadline, *, first: bool = False) -> Reservation:
         """Memory for an object of `nbytes`, at least one.
 
@@ -131,21 +192,27 @@ class Attachment:
         """One exchange that does nothing."""
         self._ask(lambda number: handoff.encode_empty(handoff.PING, number), deadline)
 
-    def release(self, numbers: Sequence[int], *, soon: bool = False) -> None:
-        """Let grants go at once, or `soon`, which costs no call: within a fraction of a second."""
+    def listen(self, deadline: Deadline) -> None:
+        """Hear what the gateway says without being asked, where that may be waited for."""
+        if self._device is not None and len(self._device):
+            self.ping(deadline)
+
+    def release(self, numbers: Sequence[int], *, soon: bool = False, bad: bool = False) -> None:
+        """Let grants go at once, or `soon`, which costs no call: within a fraction of a second.
+
+        bad: what was copied from the GPU did not match its digests, which the gateway then looks at
+        """
         if soon:
             for number in numbers:
                 self._returns.give_back(number)
             return
         with contextlib.suppress(GatewayUnavailable, DeadlineExceeded):  # the grants end with the connection
-            self._send(handoff.encode_numbers(handoff.RELEASE, 0, numbers), Deadline(1.0))
+            self._send(handoff.encode_numbers(handoff.RELEASE, 0, numbers, handoff.BAD if bad else 0), Deadline(1.0))
 
     def commit(self, number: int, deadline: Deadline) -> str:
-        frames = self._ask(lambda request: handoff.encode_numbers(handoff.COMMIT, request, [number]), deadline)
-        try:
-            return handoff.decode_text(frames[0])
-        except MalformedFrame as error:
-            raise self._unusable(error) from error
+        return self._text(
+            self._ask(lambda request: handoff.encode_numbers(handoff.COMMIT, request, [number]), deadline)[0]
+        )
 
     def abort(self, number: int) -> None:
         with contextlib.suppress(GatewayUnavailable, DeadlineExceeded):
@@ -170,13 +237,26 @@ class Attachment:
         return pieces
 
     def _grants(self, frames: list[bytes]) -> list[Grant | int]:
+        return [Grant(self, grant) if grant.id else grant.reason for grant in self._decoded(frames)]
+
+    def _decoded(self, frames: list[bytes]) -> list[handoff.Grant]:
         found: list[handoff.Grant] = []
         try:
             for frame in frames:
                 found += handoff.decode_grants(frame, handoff.head_of(frame)[2])
         except MalformedFrame as error:
             raise self._unusable(error) from error
-        return [Grant(self, grant) if grant.id else grant.reason for grant in found]
+        return found
+
+    def _text(self, frame: bytes) -> str:
+        try:
+            return handoff.decode_text(frame)
+        except MalformedFrame as error:
+            raise self._unusable(error) from error
+
+    def _say_unmapped(self, segment_ids: list[int]) -> None:
+        with contextlib.suppress(GatewayUnavailable, DeadlineExceeded):
+            self._send(handoff.encode_numbers(handoff.UNMAPPED, 0, segment_ids), Deadline(1.0))
 
     # --- attaching ----------------------------------------------------------------------------------------------------
 
@@ -276,6 +356,12 @@ class Attachment:
             kind, flags, items, request = handoff.head_of(frame)
             if kind >= handoff.GRANTS:
                 self._arrived(request, frame, more=kind == handoff.GRANTS and bool(flags & handoff.MORE))
+            elif kind == handoff.SEGMENT and flags & handoff.ON_DEVICE:
+                if self._device is not None:
+                    self._device.add(*handoff.decode_device_segment(frame))
+            elif kind == handoff.GONE and flags & handoff.ON_DEVICE:
+                if self._device is not None:
+                    self._device.gone(handoff.decode_numbers(frame, items))
             elif kind == handoff.SEGMENT:
                 segment_id, nbytes = handoff.decode_segment(frame)
                 if len(fds) != 1:
@@ -338,6 +424,17 @@ class Attachment:
         """End the connection because of what the gateway has sent."""
         self.close()
         return GatewayUnavailable(f"the gateway's memory cannot be used: {error}")
+
+
+def _listen(attachment: weakref.ref[Attachment], ended: threading.Event) -> None:
+    """Have an engine that asks for nothing hear which segments of the GPU are gone."""
+    while not ended.wait(_LISTEN_EVERY_S):
+        found = attachment()
+        if found is None:
+            return
+        with contextlib.suppress(GatewayError):
+            found.listen(Deadline(_LISTEN_EVERY_S))
+        del found
 
 
 def _refuse(frame: bytes) -> NoReturn:

@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import random
 import signal
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -24,45 +20,11 @@ from kvgate.errors import GatewayError, GatewayUnavailable
 from kvgate.http.deadline import Deadline
 from tests.gateways import ALPHA, RunningGateway
 from tests.server.shm.engine import BUCKET, body_of, is_whole
+from tests.server.shm.engine_process import Engine
 
 KEYS = 12
 ROUNDS = 40
 SMALL = {"host": {"capacity": "36MiB"}}
-
-
-class Engine:
-    """`tests.server.shm.engine` in a process of its own."""
-
-    def __init__(self, gateway: RunningGateway, what: str, seed: object) -> None:
-        path = gateway.config["listen"]["shm_socket"]
-        arguments = [path, ALPHA.access_key, ALPHA.secret_key, what, str(KEYS), str(seed)]
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.server.shm.engine", *arguments], stdout=subprocess.PIPE, text=True
-        )
-        self.lines: list[str] = []
-        self.arrived: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._read)
-        self.thread.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line.strip())
-            self.arrived.put(line.strip())
-
-    def wait_for(self, word: str, timeout_s: float = 20) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not self.arrived.get(timeout=max(0.01, deadline - time.monotonic())).startswith(word):
-            pass
-
-    def kill(self) -> list[str]:
-        self.process.kill()
-        self.process.wait()
-        self.thread.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        assert not [line for line in self.lines if line.startswith("WRONG")]
-        return self.lines
 
 
 @pytest.fixture
@@ -70,8 +32,8 @@ def start_engine() -> Iterator[Callable[..., Engine]]:
     """Starts engines, and kills those that are left at the end."""
     started: list[Engine] = []
 
-    def start(*arguments: object) -> Engine:
-        started.append(Engine(*arguments))  # type: ignore[arg-type]
+    def start(gateway: RunningGateway, what: str, seed: object) -> Engine:
+        started.append(Engine("tests.server.shm.engine", gateway, what, KEYS, seed))
         return started[-1]
 
     yield start
