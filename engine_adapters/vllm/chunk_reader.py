@@ -3,7 +3,7 @@
 1. A row of staging has KV of a chunk only where that arrived verified; and of a whole object, where it says of itself
    that it is this chunk, and can be decoded.
 2. A chunk in a lossless codec has no slices: it is read whole, and the rank's layers and heads are taken out of it.
-3. Beside the rows there is memory for one such chunk, and for four layers of each that is being decoded.
+3. Beside the rows there is memory for one such chunk, and for three layers of each that is being decoded.
 """
 
 from __future__ import annotations

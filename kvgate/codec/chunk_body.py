@@ -22,6 +22,7 @@ from kvgate.chunk.header import ChunkHeader, check_tensors
 from kvgate.chunk.layout import DATA_START, Layout
 from kvgate.chunk.safetensors import TensorInfo, decode_header
 from kvgate.chunk.space import Space
+from kvgate.codec.blocks import decode_block, encode_block
 from kvgate.codec.installed import codec_named
 from kvgate.codec.lossy import Quantisers, lossy_codec
 from kvgate.errors import InvalidChunk, LayoutError, NotFinite
@@ -138,7 +139,7 @@ def decode_in_place(space: Space, buffer: memoryview, nbytes: int) -> None:
 
     space:  a raw one
     buffer: max_body_nbytes(space) bytes, writable, of which the first `nbytes` are the object
-    Needs memory for four layers. Raises as `decode_body`; then `buffer` holds anything.
+    Needs memory for three layers. Raises as `decode_body`; then `buffer` holds anything.
     """
     codec, sizes = _blocks_of(space, buffer[:nbytes])
     if codec != RAW:
@@ -163,10 +164,11 @@ def decode_slice(space: Space, body: Buffer, data: Buffer, layers: range, heads:
     layer_nbytes = layout.nbytes // layout.layers
     if codec == RAW:
         sizes = [layer_nbytes] * layout.layers
+    whole = np.empty(layer_nbytes, np.uint8)
     position = len(view) - sum(sizes[layers.start :])
     for index, layer in enumerate(layers):
-        block = _decoded(codec, layer, view[position : position + sizes[layer]], layer_nbytes)
-        out[index] = _array(block, layer_nbytes).reshape(planes)[:, heads.start : heads.stop]
+        _decode(codec, layer, view[position : position + sizes[layer]], whole)
+        out[index] = whole.reshape(planes)[:, heads.start : heads.stop]
         position += sizes[layer]
 
 
@@ -191,18 +193,23 @@ def _blocks_of(space: Space, view: memoryview) -> tuple[str, list[int]]:
 
 def _decode_layers(layout: Layout, codec: str, sizes: Sequence[int], blocks: memoryview, out: memoryview) -> None:
     layer_nbytes, position = layout.nbytes // layout.layers, 0
+    layers = _array(out, layout.nbytes)
     for layer, nbytes in enumerate(sizes):
-        block = _decoded(codec, layer, blocks[position : position + nbytes], layer_nbytes)
-        out[layer * layer_nbytes : (layer + 1) * layer_nbytes] = block
+        into = layers[layer * layer_nbytes : (layer + 1) * layer_nbytes]
+        _decode(codec, layer, blocks[position : position + nbytes], into)
         position += nbytes
 
 
-def _decoded(codec: str, layer: int, block: memoryview, layer_nbytes: int) -> Buffer:
-    """A layer from its block; one of that many bytes is the layer itself. Raises InvalidChunk."""
-    if len(block) == layer_nbytes:
-        return block
+def _decode(codec: str, layer: int, block: memoryview, out: quantise.Array) -> None:
+    """Fill `out` with a layer from its block; one of that many bytes is the layer itself. Raises InvalidChunk.
+
+    `out` may lie over the block: it is copied first.
+    """
+    if len(block) == len(out):
+        out[:] = _array(block, len(out))
+        return
     try:
-        return codec_named(codec).decode(bytes(block), layer_nbytes)
+        decode_block(codec_named(codec), bytes(block), out)
     except ValueError as error:
         raise InvalidChunk(f"layer {layer} of {codec}: {error}") from error
 
@@ -211,9 +218,9 @@ def _blocks(raw: quantise.Array, layout: Layout, name: str) -> list[Buffer]:
     codec, layer_nbytes = codec_named(name), layout.nbytes // layout.layers
     blocks: list[Buffer] = []
     for start in range(0, len(raw), layer_nbytes):
-        layer = raw[start : start + layer_nbytes].tobytes()
-        encoded = codec.encode(layer)
-        blocks.append(encoded if len(encoded) < layer_nbytes else layer)
+        layer = raw[start : start + layer_nbytes]
+        encoded = encode_block(codec, layer)
+        blocks.append(encoded if len(encoded) < layer_nbytes else layer.tobytes())
     return blocks
 
 

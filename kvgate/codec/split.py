@@ -11,16 +11,16 @@ from kvgate.codec.base import Codec
 
 
 class Split:
-    """See Codec. For subclasses, which give it a name."""
+    """See Codec. For subclasses, which give it a name. high: the codec of the high bytes"""
 
     name: str
 
     def __init__(self, high: Codec) -> None:
-        self._high = high
+        self.high = high
 
     def encode(self, block: bytes) -> bytes:
         """See Codec."""
-        return self._high.encode(block[1::2]) + block[::2]
+        return self.high.encode(block[1::2]) + block[::2]
 
     def decode(self, encoded: bytes, nbytes: int) -> bytearray:
         """See Codec."""
@@ -28,6 +28,6 @@ class Split:
         if len(encoded) < low:
             raise ValueError("it is shorter than its low bytes")
         block = bytearray(nbytes)
-        block[1::2] = self._high.decode(encoded[: len(encoded) - low], nbytes // 2)
+        block[1::2] = self.high.decode(encoded[: len(encoded) - low], nbytes // 2)
         block[::2] = encoded[len(encoded) - low :]
         return block
