@@ -325,6 +325,24 @@ def test_grant_ends_at_its_deadline_and_its_copy_is_void(start_gpu, gpu, attach)
     grant.release()
 
 
+def test_load_that_takes_longer_than_its_lease_does_not_count_on_the_gpu(start_gpu, tmp_path) -> None:
+    class Slow(FileDevice):
+        def record(self, stream: int) -> Any:
+            time.sleep(0.7)
+            return super().record(stream)
+
+    gateway = start_gpu(listen={"shm_lease": 0.5})
+    device = Slow(tmp_path / "gpu")
+    with client_of(gateway) as client:
+        prompt = store_prompt(client, 2)
+        wait_for_copies(gateway, 3)
+        room = Room(device, prompt)
+        loaded = room.load(client, Gpu(device))
+        assert (loaded.on_gpu, loaded.leading) == (0, 2)
+        room.check(0, 2)
+        assert client.traffic()["gpu"].transfers == 0
+
+
 def test_memory_goes_to_another_tenant_only_when_no_engine_maps_it(start_gpu, gpu, device, attach) -> None:
     """The first tenant's engine holds a grant past its deadline, and then lets go of it, asking for nothing more."""
     gateway = start_gpu(gpu={"capacity": "2MiB", "segment": "2MiB"}, listen={"shm_lease": 1.0})
