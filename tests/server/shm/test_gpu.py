@@ -304,13 +304,16 @@ def test_chunk_is_kept_on_the_gpu_while_it_is_granted(start_gpu, gpu, attach) ->
     with client_of(gateway) as client:
         prompt = store_prompt(client, 3)
         wait_for_copies(gateway, 4)
-        with granted(attached(gateway, attach, gpu), prompt[0][0]) as grant:
+        attachment = attached(gateway, attach, gpu)
+        with granted(attachment, prompt[0][0]) as grant:
             for seed in range(1, 7):  # several times what fits there
                 store_prompt(client, 12, seed)
             name = 'kvgate_evicted_objects_total{tier="a-gpu"}'
             wait_until(lambda: gateway.metrics().get(name, 0) > 10, "others are evicted")
             assert grant.holds
             assert shown(grant) == prompt[0][1]
+            granted(attachment, prompt[0][0]).release()
+            assert grants_of(attachment, [prompt[1][0]]) == [handoff.NOT_IN_MEMORY]
 
 
 def test_grant_ends_at_its_deadline_and_its_copy_is_void(start_gpu, gpu, attach) -> None:
