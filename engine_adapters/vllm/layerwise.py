@@ -1,10 +1,15 @@
-"""What a step waits at while a load brings the layers that it needs."""
+"""What a step waits at while a load brings the layers that it needs.
+
+1. A load ends once: by itself, or because a step has waited for too long. From then on it writes into no block.
+2. Nobody passes the gate of a layer that is not there before the end is told: the step that goes on without it has to
+   find, when it looks for what failed, the blocks that were not filled.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 
 class LayerGate:
@@ -15,39 +20,36 @@ class LayerGate:
         self._layers = tuple(layers)
         self._open = [0] * len(layers)
         self._changed = threading.Condition()
-        self._given_up = False
+        self._ended = False
 
     def open(self, group: int, layers: int) -> None:
-        """The first `layers` layers of a group are there."""
+        """The first `layers` layers of a group are there, with all their chunks."""
         with self._changed:
             self._open[group] = max(self._open[group], layers)
             self._changed.notify_all()
 
-    def open_all(self) -> None:
-        """The load has ended, however it went: nobody is to wait any more."""
+    def wait(self, group: int, layer: int, timeout_s: float, tell: Callable[[], None]) -> None:
+        """Wait until a layer is there or the load has ended; when that takes longer, `end` it."""
         with self._changed:
-            self._open = list(self._layers)
-            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: self._open[group] > layer, timeout_s):
+                self.end(tell)
 
-    def wait(self, group: int, layer: int, timeout_s: float) -> bool:
-        """Wait until a layer is there; False when that takes longer."""
+    def end(self, tell: Callable[[], None]) -> None:
+        """Call `tell`, unless the load has ended before, and then let nobody wait any more.
+
+        Waits for a write that is under way.
+        """
         with self._changed:
-            return self._changed.wait_for(lambda: self._open[group] > layer, timeout_s)
+            if not self._ended:
+                self._ended = True
+                try:
+                    tell()
+                finally:
+                    self._open = list(self._layers)
+                    self._changed.notify_all()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[bool]:
         """Whether the load may write into its blocks, which is so until the end of this context."""
         with self._changed:
-            yield not self._given_up
-
-    def give_up(self) -> bool:
-        """Let the load write no more, and open; False when that had happened. Waits for a write that is under way."""
-        with self._changed:
-            before, self._given_up = self._given_up, True
-            self.open_all()
-            return not before
-
-    @property
-    def is_given_up(self) -> bool:
-        """Whether the load was given up, so that its end is told already."""
-        return self._given_up
+            yield not self._ended

@@ -171,8 +171,9 @@ class Worker:
     def wait_for_layer(self, name: str) -> None:
         """Wait until the layer-wise loads of this step have brought a layer."""
         for load, gate in self._gates:
-            if not gate.wait(*self._layer_of[name], load.deadline_s + _CLOSE_S) and gate.give_up():
-                self._end_load(load, {part.group: 0 for part in load.parts}, "stalled")
+            nothing = {part.group: 0 for part in load.parts}
+            stalled = partial(self._end_load, load, nothing, "stalled")
+            gate.wait(*self._layer_of[name], load.deadline_s + _CLOSE_S, stalled)
 
     def layer_computed(self, name: str, work: Work) -> None:
         """With `save_layerwise`, take a layer out of the blocks of this step's saves, as far as there are rows."""
@@ -272,10 +273,10 @@ class Worker:
             _log.exception("a request's KV is not loaded")
             arrived, why = dict.fromkeys(arrived, 0), "defect"
         self.tally.load_ended(time.monotonic() - began)
-        if gate is None or not gate.is_given_up:
+        if gate is None:
             self._end_load(load, arrived, why)
-        if gate is not None:
-            gate.open_all()
+        else:
+            gate.end(lambda: self._end_load(load, arrived, why))
 
     def _learn_ways(self) -> None:
         """Have the gateway tell, once, how it is reached on its own host."""
@@ -306,7 +307,7 @@ class Worker:
                 came_whole = bring(part.chunks(came.count, len(part.hashes)), every, whole).count
                 sliced = part.chunks(0, came.count)
             if came.count < len(sliced.hashes):
-                return came.count
+                return came.count if layers.stop == each.layers else 0  # what came has none of the layers that follow
             if gate is not None and len(sliced.hashes) + came_whole == len(part.hashes):
                 gate.open(part.group, layers.stop)
         return len(sliced.hashes) + came_whole

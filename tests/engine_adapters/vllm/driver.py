@@ -23,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm import EngineArgs, SamplingParams
+from vllm.distributed import utils as waiting
 from vllm.lora.request import LoRARequest
 from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -67,8 +68,10 @@ class Driver:
 
         self.engine.engine_core.get_output = get_and_note
 
-    def generate(self, requests: list[dict[str, Any]], concurrency: int, limit_s: float) -> list[dict[str, Any]]:
-        """Run the requests greedily, at most `concurrency` at a time, and then until the engine has nothing to do."""
+    def generate(
+        self, requests: list[dict[str, Any]], concurrency: int, limit_s: float, drain: bool
+    ) -> list[dict[str, Any]]:
+        """Run the requests greedily, at most `concurrency` at a time, and with `drain` until there is nothing to do."""
         deadline = time.monotonic() + limit_s
         waiting = list(enumerate(requests))[::-1]
         running: dict[str, dict[str, Any]] = {}
@@ -98,7 +101,8 @@ class Driver:
                     self._finish(result, output, now_s)
             if not outputs:
                 time.sleep(IDLE_S)
-        self._drain(deadline)
+        if drain:
+            self._drain(deadline)
         return results
 
     def _add(self, request: dict[str, Any]) -> str:
@@ -230,6 +234,9 @@ def _answer(connection: socket.socket, work: Callable[..., Any], **arguments: An
 def main() -> None:
     for name in IMPORTED_LATER:
         importlib.import_module(name)
+    # Ranks wait for each other by sched_yield. Where they share two busy cores with the gateway, Linux 6.18 leaves that
+    # without a core for up to 17 s at a time; with sleep(0), as vLLM does it on old versions of Python, for 0.6 s.
+    waiting.USE_SCHED_YIELD = False
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(sys.argv[1])
         listener.listen()

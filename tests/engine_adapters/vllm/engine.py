@@ -258,9 +258,15 @@ class Engine(Forked):
         self.begin(requests, concurrency, limit_s)
         return self.end(limit_s)
 
-    def begin(self, requests: Sequence[Request], concurrency: int = 1, limit_s: float = REQUESTS_S) -> None:
-        """Let the requests run while the test does something else; `end` waits for them."""
-        self._send("generate", requests=[r.as_json() for r in requests], concurrency=concurrency, limit_s=limit_s)
+    def begin(
+        self, requests: Sequence[Request], concurrency: int = 1, limit_s: float = REQUESTS_S, drain: bool = True
+    ) -> None:
+        """Let the requests run while the test does something else; `end` waits for them.
+
+        drain: whether the engine then goes on until its connector, too, has nothing more to do
+        """
+        told = [request.as_json() for request in requests]
+        self._send("generate", requests=told, concurrency=concurrency, limit_s=limit_s, drain=drain)
 
     def end(self, limit_s: float = REQUESTS_S) -> list[Result]:
         return [Result(**result) for result in self._answer(limit_s + ANSWER_S)]
