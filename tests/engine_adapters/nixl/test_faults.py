@@ -177,15 +177,16 @@ def test_two_hundred_transfers_with_kills_leak_no_block_and_never_report_a_wrong
             target = [[free[group].pop() for _ in range(count)] for group in range(2)]
             runs = [[first, list(range(first, first + count))]] * 2
             wanted[request] = (target, first)
+            withdrawn = picks.random() < 0.05  # perhaps before it is wanted, so that nobody ever says so
             for do in picks.sample(["offer", "want"], 2):
                 if do == "offer":
                     prefill.call("offer", request=request, runs=runs)
                 else:
                     arguments = {"address": prefill.address, "runs": [[first, ids] for ids in target]}
-                    decode.call("want", request=request, **arguments)
+                    decode.call("want", request=request, deadline_s=1.0 if withdrawn else None, **arguments)
             if picks.random() < 0.1:
                 decode.call("cancel", request=request)
-            if picks.random() < 0.05:
+            if withdrawn:
                 prefill.call("withdraw", request=request)
         if turn % 3 == 2:
             prefill.kill()
