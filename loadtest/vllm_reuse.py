@@ -1,6 +1,6 @@
 """vLLM with and without a gateway: time to the first token, throughput and CPU, when prompts begin as others did.
 
-    .ci/vllm && .venv/bin/python loadtest/vllm_reuse.py [--plot reuse.png] [--markdown reuse.md]
+    .ci/vllm && PYTHONPATH=. .venv/bin/python loadtest/vllm_reuse.py [--plot reuse.png] [--markdown reuse.md]
 
 Three kinds of work, with SmolLM2-135M on the CPU:
 
