@@ -11,7 +11,7 @@ TORCH := torch==2.13.0
 
 # Tests wait for servers, timeouts and disks more than for a core: more processes than two cores have.
 # What fails under that load is tried again, and counted as a rerun; without it: .venv/bin/pytest.
-TEST_PROCESSES := 2
+TEST_PROCESSES := 3
 
 # Where `make bench` writes its figures; RESULTS=docs renews those of docs/performance.md.
 RESULTS := .cache/bench/results
@@ -24,10 +24,11 @@ demo: .cache/demo/installed ## Run a gateway and a small model that reuses its K
 	.cache/demo/bin/python examples/demo/run.py
 
 test: .venv/installed ## Run every test
-	.ci/clients
-	.ci/lmcache
-	.ci/vllm
+	$(MAKE) --no-print-directory --jobs 3 with-clients with-lmcache with-vllm
 	.venv/bin/pytest -n $(TEST_PROCESSES) --dist loadfile --reruns 2
+
+with-%: # what the tests run against a gateway; installing takes one core each
+	.ci/$*
 
 check: .venv/installed ## Lint, format, types and layers
 	.venv/bin/ruff check .
