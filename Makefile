@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench fuzz gpu
+.PHONY: help demo native test check bench fuzz gpu
 
 # The engine tests run small transformers models on the CPU, one of them with a LoRA adapter.
 TORCH := torch==2.13.0
@@ -22,6 +22,9 @@ help: ## Say what there is to make
 
 demo: .cache/demo/installed ## Run a gateway and a small model that reuses its KV, and print the difference
 	.cache/demo/bin/python examples/demo/run.py
+
+native: ## Build kvgate.native again, in place, after a change of csrc/native
+	.venv/bin/python -c 'from setuptools import setup; setup()' --quiet build_ext --inplace --force
 
 test: .venv/installed ## Run every test
 	$(MAKE) --no-print-directory --jobs 3 with-clients with-lmcache with-vllm

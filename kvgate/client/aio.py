@@ -26,7 +26,6 @@ from aiohttp import (
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import StreamWriter
 from aiohttp.payload import Payload
-from awscrt.checksums import crc64nvme
 from yarl import URL
 
 from kvgate.auth.sigv4 import Credential
@@ -68,6 +67,7 @@ from kvgate.errors import DeadlineExceeded, GatewayError, GatewayUnavailable, In
 from kvgate.http.deadline import Deadline
 from kvgate.http.endpoint import parse_endpoint
 from kvgate.kernels.device import Event
+from kvgate.memory.digest import extend_crc64nvme
 from kvgate.messages import Headers
 
 _WRITE_NBYTES = 1 << 20
@@ -674,7 +674,7 @@ class _Views(Payload):
 async def _checksum(body: tuple[memoryview, ...]) -> int:
     crc = 0
     for piece in pieces(body, _CHECKSUM_NBYTES):
-        crc = crc64nvme(piece, crc)
+        crc = extend_crc64nvme(piece, crc)
         await asyncio.sleep(0)
     return crc
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
-from awscrt.checksums import crc64nvme
-
 from kvgate.errors import InvalidArgument
+from kvgate.memory.digest import extend_crc64nvme
 
 ReadableBuffer: TypeAlias = bytes | bytearray | memoryview
 
@@ -42,7 +41,7 @@ def checksum(views: Iterable[memoryview]) -> int:
     """The crc64nvme of all views together, at memory speed."""
     crc = 0
     for view in views:
-        crc = crc64nvme(view, crc)
+        crc = extend_crc64nvme(view, crc)
     return crc
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import re
 
-from awscrt.checksums import crc64nvme
-
 from kvgate.client.answer import content_length, malformed, object_info
 from kvgate.client.values import Object
 from kvgate.errors import GatewayError, GatewayUnavailable
+from kvgate.memory.digest import extend_crc64nvme
 from kvgate.messages import Headers
 
 PIECE_NBYTES = 1 << 20
@@ -58,7 +57,7 @@ class Download:
 
     def received(self, nbytes: int) -> None:
         """The first `nbytes` bytes of the last room have been filled."""
-        self._crc = crc64nvme(self.room()[:nbytes], self._crc)
+        self._crc = extend_crc64nvme(self.room()[:nbytes], self._crc)
         self._piece_done += nbytes
         self._done += nbytes
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from awscrt.checksums import crc64nvme
-
 from kvgate.chunk.frame import FRAME_NBYTES, Frame, Status, decode_frame
 from kvgate.client.answer import malformed
 from kvgate.client.download import PIECE_NBYTES
 from kvgate.client.values import ChunkRead
 from kvgate.errors import GatewayError, GatewayUnavailable, InvalidFrame
+from kvgate.memory.digest import extend_crc64nvme
 
 FRAMES = "application/vnd.kvgate.frames"
 
@@ -68,7 +67,7 @@ class FrameReader:
             if self._header_done == FRAME_NBYTES:
                 self._begin()
             return
-        self._crc = crc64nvme(self.room()[:nbytes], self._crc)
+        self._crc = extend_crc64nvme(self.room()[:nbytes], self._crc)
         self._done += nbytes
         self._piece_done += nbytes
         if self._done == self._frame.nbytes:

@@ -8,8 +8,6 @@ import hashlib
 import hmac
 from collections.abc import Iterable, Sequence
 
-from awscrt import checksums
-
 from kvgate.auth.identity import Payload, SignedPayload, UnsignedPayload
 from kvgate.errors import (
     BadDigest,
@@ -19,6 +17,7 @@ from kvgate.errors import (
     PayloadHashMismatch,
     UnsupportedOperation,
 )
+from kvgate.memory.digest import extend_crc64nvme
 from kvgate.messages import Request, fill
 
 CHECKSUM = "x-amz-checksum-crc64nvme"
@@ -47,7 +46,7 @@ class SlicePayload:
 
         def consume(view: memoryview) -> None:
             nonlocal crc64nvme
-            crc64nvme = checksums.crc64nvme(view, crc64nvme)
+            crc64nvme = extend_crc64nvme(view, crc64nvme)
             if sha256 is not None:
                 sha256.update(view)
 

@@ -15,6 +15,7 @@ from typing import Protocol
 from awscrt import checksums as crt
 
 from kvgate.errors import InvalidArgument, UnsupportedOperation
+from kvgate.memory.digest import extend_crc64nvme
 
 HEADER_PREFIX = "x-amz-checksum-"
 """A header with this prefix and an algorithm's name carries the base64 of a digest."""
@@ -89,7 +90,7 @@ class Hash:
 ALGORITHMS: dict[str, tuple[int, Callable[[], Checksum]]] = {
     "crc32": (4, lambda: Crc(zlib.crc32, 4)),
     "crc32c": (4, lambda: Crc(crt.crc32c, 4)),
-    "crc64nvme": (8, lambda: Crc(crt.crc64nvme, 8)),
+    "crc64nvme": (8, lambda: Crc(extend_crc64nvme, 8)),
     "md5": (16, lambda: Hash("md5")),
     "sha1": (20, lambda: Hash("sha1")),
     "sha256": (32, lambda: Hash("sha256")),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from awscrt import checksums as crt
 
 from kvgate.errors import BadDigest, InvalidArgument, InvalidRequest
+from kvgate.memory.digest import combine_crc64nvme
 from kvgate.messages import Headers
 from kvgate.s3 import checksums
 from kvgate.s3.checksums import ALGORITHMS, HEADER_PREFIX, STORES_OWN
@@ -26,7 +27,7 @@ TYPE_HEADER = "x-amz-checksum-type"
 _COMBINE: dict[str, Callable[[int, int, int], int]] = {
     "crc32": crt.combine_crc32,
     "crc32c": crt.combine_crc32c,
-    STORES_OWN: crt.combine_crc64nvme,
+    STORES_OWN: combine_crc64nvme,
 }
 _SUFFIX = re.compile(r"-[0-9]+\Z")
 

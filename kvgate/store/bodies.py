@@ -9,10 +9,8 @@ import asyncio
 from array import array
 from collections.abc import AsyncIterator, Sequence
 
-from awscrt import checksums
-
 from kvgate.errors import ArenaFull, CorruptCopy, NotInTier, TierError
-from kvgate.memory.digest import block_span
+from kvgate.memory.digest import block_span, extend_crc64nvme
 from kvgate.memory.lease import Lease
 from kvgate.metrics import Metrics
 from kvgate.store.arrival import Arrival
@@ -225,7 +223,7 @@ async def _digest(
 
     def update() -> None:
         for view in views:
-            values[0] = checksums.crc64nvme(view, values[0])
+            values[0] = extend_crc64nvme(view, values[0])
 
     held = leases if isinstance(leases, Lease) else tuple(leases)
     await placement.copies.memory.run(held, sum(map(len, views)), update)

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
-from awscrt import checksums
-
 from kvgate.auth.tenants import Tenant
 from kvgate.chunk.key import ChunkKey, ManifestKey
 from kvgate.chunk.space import Space
@@ -36,7 +34,7 @@ from kvgate.errors import (
     UnknownSpace,
 )
 from kvgate.memory.allocator import Extent
-from kvgate.memory.digest import BLOCK_NBYTES, BlockDigest
+from kvgate.memory.digest import BLOCK_NBYTES, BlockDigest, combine_crc64nvme
 from kvgate.memory.lease import Lease
 from kvgate.messages import ResponseBody, views
 from kvgate.store.config import StoreConfig
@@ -214,7 +212,7 @@ class Write:
             body.close()
         if crc64nvme is not None:
             nbytes = self.nbytes - before_nbytes
-            if self.crc64nvme != checksums.combine_crc64nvme(before, crc64nvme, nbytes):
+            if self.crc64nvme != combine_crc64nvme(before, crc64nvme, nbytes):
                 raise CorruptCopy("the bytes changed between their check and their copy")
 
     async def commit(

@@ -19,10 +19,9 @@ from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import msgpack
-from awscrt import checksums
 
 from kvgate.errors import CorruptCopy
-from kvgate.memory.digest import BLOCK_NBYTES
+from kvgate.memory.digest import BLOCK_NBYTES, extend_crc64nvme
 from kvgate.tiers.base import NO_ATTRIBUTES, Record
 
 MAGIC = b"KVGATE\x00\x01"
@@ -85,7 +84,7 @@ def encode_footer(record: Record, blocks: array[int], encoding: Encoding | None 
         fields |= {"codec": encoding.codec, "stored": struct.pack(f"<{len(lengths)}I", *lengths)}
     footer: bytes = msgpack.packb(fields)
     length = struct.pack("<I", len(footer))
-    return footer + _TAIL.pack(len(footer), checksums.crc64nvme(footer + length), MAGIC)
+    return footer + _TAIL.pack(len(footer), extend_crc64nvme(footer + length), MAGIC)
 
 
 def footer_nbytes(end: bytes, nbytes: int) -> int:
@@ -117,7 +116,7 @@ def describe(footer: bytes, nbytes: int) -> Description:
     """As `decode_footer`, where the body may be encoded."""
     length, crc, _ = _TAIL.unpack_from(footer, len(footer) - TAIL_NBYTES)
     content = footer[:-TAIL_NBYTES]
-    if length != len(content) or checksums.crc64nvme(content + struct.pack("<I", length)) != crc:
+    if length != len(content) or extend_crc64nvme(content + struct.pack("<I", length)) != crc:
         raise CorruptCopy("the footer does not match its checksum")
     return _decode(content, nbytes - len(footer))
 

@@ -12,10 +12,9 @@ from array import array
 from collections.abc import Mapping, Sequence
 
 import msgpack
-from awscrt import checksums
 
 from kvgate.errors import CorruptCopy
-from kvgate.memory.digest import BLOCK_NBYTES, combine_blocks
+from kvgate.memory.digest import BLOCK_NBYTES, combine_blocks, extend_crc64nvme
 from kvgate.tiers.base import NO_ATTRIBUTES, Name, Record
 
 RECORDS = "/_kv/v1/peer/records"
@@ -95,7 +94,7 @@ def _check(record: Record, blocks: array[int]) -> bytes:
     """The crc64nvme of all that is said of an object: a bit that turned in an attribute would be noticed by nothing."""
     packed = struct.pack(f"<{len(blocks)}Q", *blocks)
     said = (record.key, record.nbytes, record.crc64nvme, record.mtime_ms, dict(record.attributes), packed)
-    value: int = checksums.crc64nvme(msgpack.packb(said))
+    value: int = extend_crc64nvme(msgpack.packb(said))
     return value.to_bytes(8, "big")
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from array import array
 
-from awscrt import checksums
-
-from kvgate.memory.digest import combine_blocks, span_of_blocks
+from kvgate.memory.digest import combine_blocks, combine_crc64nvme, extend_crc64nvme, span_of_blocks
 from kvgate.memory.lease import slice_views
 from kvgate.tiers.base import Name, Record
 from kvgate.tiers.footer import encode_footer
@@ -37,7 +35,7 @@ class Body:
         end = min(stop, nbytes)
         value = combine_blocks(self.blocks[span_of_blocks(start, end)], end - start)
         if stop > nbytes:
-            value = checksums.combine_crc64nvme(value, checksums.crc64nvme(self._footer), len(self._footer))
+            value = combine_crc64nvme(value, extend_crc64nvme(self._footer), len(self._footer))
         return value
 
     def parts(self, part_nbytes: int, most: int) -> list[tuple[int, int]]:

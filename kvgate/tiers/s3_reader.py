@@ -13,11 +13,9 @@ from array import array
 from collections import deque
 from typing import TYPE_CHECKING
 
-from awscrt.checksums import crc64nvme
-
 from kvgate.errors import CorruptCopy, NotInTier, TierError
 from kvgate.http.deadline import Deadline
-from kvgate.memory.digest import BLOCK_NBYTES, span_of_blocks
+from kvgate.memory.digest import BLOCK_NBYTES, extend_crc64nvme, span_of_blocks
 from kvgate.memory.lease import Lease, slice_views
 from kvgate.tiers.base import Arrived, Name, Record
 from kvgate.tiers.footer import MAX_FOOTER_NBYTES, TAIL_NBYTES, decode_footer, footer_nbytes
@@ -147,7 +145,7 @@ class Parts:
                 crc = 0
                 for view in slice_views(views, at - first, min(at + BLOCK_NBYTES, stop) - first):
                     answer.fill(view)
-                    crc = crc64nvme(view, crc)
+                    crc = extend_crc64nvme(view, crc)
                 self._note(at, crc)
             if with_footer:
                 if span.stop - stop > MAX_FOOTER_NBYTES + TAIL_NBYTES:

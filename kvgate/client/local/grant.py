@@ -10,14 +10,12 @@ from array import array
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from awscrt.checksums import crc64nvme
-
 from kvgate.chunk.layout import Runs, Strided
 from kvgate.client.local.run_copy import RunCopy
 from kvgate.errors import GatewayError, GatewayUnavailable
 from kvgate.http.deadline import Deadline
 from kvgate.memory import handoff
-from kvgate.memory.digest import BLOCK_NBYTES
+from kvgate.memory.digest import BLOCK_NBYTES, extend_crc64nvme
 from kvgate.memory.mapping import Mapping, address_of, move
 
 if TYPE_CHECKING:
@@ -70,7 +68,7 @@ class Grant:
             start = 0
             while start < len(view):
                 piece = view[start : start + BLOCK_NBYTES - done % BLOCK_NBYTES]
-                crc = crc64nvme(piece, crc)
+                crc = extend_crc64nvme(piece, crc)
                 start += len(piece)
                 done += len(piece)
                 if done % BLOCK_NBYTES == 0 or done == self.nbytes:
@@ -140,7 +138,7 @@ class Grant:
                 nbytes = min(left, stop - at)
                 move(base + at, mapping.address + source, nbytes)
                 at, source, left = at + nbytes, source + nbytes, left - nbytes
-            if crc64nvme(target[start:stop], 0) != self._blocks[block]:
+            if extend_crc64nvme(target[start:stop], 0) != self._blocks[block]:
                 return False
             if deadline.over:
                 return False

@@ -12,11 +12,9 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from awscrt.checksums import crc64nvme
-
 from kvgate.chunk.layout import Runs, Strided
 from kvgate.http.deadline import Deadline
-from kvgate.memory.digest import BLOCK_NBYTES
+from kvgate.memory.digest import BLOCK_NBYTES, extend_crc64nvme
 from kvgate.memory.mapping import Mapping, address_of, move
 
 _MANY = 64 << 10
@@ -62,7 +60,7 @@ class RunCopy:
         for begin, end, arrives in self._parts(start, stop):
             crc = self._digest_where_it_lies(at, begin, crc)
             self._copy(begin, end, base + arrives)
-            crc = crc64nvme(target[arrives : arrives + end - begin], crc)
+            crc = extend_crc64nvme(target[arrives : arrives + end - begin], crc)
             at = end
         return self._digest_where_it_lies(at, stop, crc) == digest
 
@@ -71,7 +69,7 @@ class RunCopy:
         if whole is None:
             whole = _private.block = memoryview(bytearray(BLOCK_NBYTES))
         self._copy(start, stop, address_of(whole))
-        if crc64nvme(whole[: stop - start], 0) != digest:
+        if extend_crc64nvme(whole[: stop - start], 0) != digest:
             return False
         for begin, end, arrives in self._parts(start, stop):
             target[arrives : arrives + end - begin] = whole[begin - start : end - start]
@@ -96,7 +94,7 @@ class RunCopy:
 
     def _digest_where_it_lies(self, start: int, stop: int, crc: int) -> int:
         for mapping, offset, nbytes in self._spans(start, stop):
-            crc = crc64nvme(mapping.view[offset : offset + nbytes], crc)
+            crc = extend_crc64nvme(mapping.view[offset : offset + nbytes], crc)
         return crc
 
     def _spans(self, start: int, stop: int) -> Iterator[tuple[Mapping, int, int]]:
