@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
@@ -29,31 +29,33 @@ from kvgate.tiers.base import Copy, Name, Record
 
 _MAX_PASSED_OVER = 10_000
 
-Around = tuple[tuple[None, ...], tuple[None, ...]]
-"""The ranks before and after the only one that holds a copy, as the Nones that stand there."""
+Around = tuple[tuple[None, ...], tuple[None, ...], int]
+"""The ranks before and after the only one that holds a copy, as the Nones that stand there; its bit in `ranks`."""
 
 
 @functools.cache
 def around(rank: int, tiers: int) -> Around:
     """See Around; equal ones are one object."""
-    return (None,) * rank, (None,) * (tiers - rank - 1)
+    return (None,) * rank, (None,) * (tiers - rank - 1), 1 << rank
 
 
 class Entry:
     """One visible object. Compared by identity: a new version of a key is another entry.
 
-    waiting: the ranks of the tiers that it waits to be written to, as the bits of a number
+    ranks:   those of the tiers that hold a copy, as the bits of a number
+    waiting: those of the tiers that it waits to be written to, likewise
 
     There are millions of them, most with a single copy: that one is kept without a tuple around it.
     """
 
-    __slots__ = ("_around", "_held", "current", "leases", "pin", "record", "waiting")
+    __slots__ = ("_around", "_held", "current", "leases", "pin", "ranks", "record", "waiting")
 
     def __init__(self, record: Record, copies: tuple[Copy | None, ...] | Copy, only: Around | None = None) -> None:
         """copies: by rank; with `only`, the single copy where that says"""
         self.record = record
         self._held = copies
         self._around = only
+        self.ranks = _bits(copies) if only is None else only[2]
         self.leases = 0
         self.pin = NONE
         self.current = False
@@ -74,7 +76,7 @@ class Entry:
         if self._around is None:
             held: tuple[Copy | None, ...] = self._held
             return held
-        before, after = self._around
+        before, after, _ = self._around
         return (*before, self._held, *after)
 
     def set_copy(self, rank: int, copy: Copy | None) -> None:
@@ -86,15 +88,24 @@ class Entry:
             self._held, self._around = copies[held[0]], around(held[0], len(copies))
         else:
             self._held, self._around = tuple(copies), None
+        self.ranks = _bits(copies)
 
     def fastest(self) -> int | None:
         """The rank of the fastest tier that holds a copy; None for an entry that has been dropped."""
-        return next((rank for rank, copy in enumerate(self.copies) if copy is not None), None)
+        return lowest(self.ranks) if self.ranks else None
 
     def has_copy(self, *ranks: int) -> bool:
         """Whether one of the tiers of these ranks holds a copy."""
-        copies = self.copies
-        return any(copies[rank] is not None for rank in ranks)
+        return any(self.ranks >> rank & 1 for rank in ranks)
+
+
+def _bits(copies: Sequence[Copy | None]) -> int:
+    return sum(1 << rank for rank, copy in enumerate(copies) if copy is not None)
+
+
+def lowest(ranks: int) -> int:
+    """The fastest of the ranks that are the bits of a number, which is not 0."""
+    return (ranks & -ranks).bit_length() - 1
 
 
 @dataclass(frozen=True, slots=True)

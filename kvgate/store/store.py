@@ -48,7 +48,7 @@ from kvgate.store.expiry import Expiry
 from kvgate.store.explain import Explain
 from kvgate.store.foreign import ForeignClients
 from kvgate.store.ghosts import Fate, Ghosts
-from kvgate.store.index import Entry, Index, Listing
+from kvgate.store.index import Entry, Index, Listing, lowest
 from kvgate.store.job_runner import JobRunner
 from kvgate.store.keeper import Keeper
 from kvgate.store.known import Known
@@ -398,8 +398,10 @@ class Store:
             self._placement.demotion.offer(entries)
         if self._config.prefetch.after_match:
             self._foreign.prefetch.want(tenant, entries[: self._config.prefetch.after_match])
-        ranks = [MEMORY if entry.copies[MEMORY] is not None else entry.fastest() or MEMORY for entry in entries]
-        return Match(tiers, ranks, [entry.record.nbytes for entry in entries], lease, lease_s)
+        held = [entry.ranks for entry in entries]
+        fastest = {ranks: lowest(ranks) if ranks else MEMORY for ranks in set(held)}
+        nbytes = [entry.record.nbytes for entry in entries]
+        return Match(tiers, [fastest[ranks] for ranks in held], nbytes, lease, lease_s)
 
     def _record_match(self, tenant: str, bucket: str, space: str, hashes: bytes, found: int) -> None:
         manifest = self._index.get(tenant, bucket, str(ManifestKey(space)))

@@ -97,6 +97,9 @@ def test_an_entry_says_what_it_was_told_of_every_tier(case: tuple[int, list[tupl
             assert entry.has_copy(asked) == (model[asked] is not None)
         assert entry.has_copy(*range(tiers)) == any(held is not None for held in model)
         assert not entry.has_copy()
+        there = [rank for rank in range(tiers) if model[rank] is not None]
+        assert entry.ranks == sum(1 << rank for rank in there)
+        assert entry.fastest() == (there[0] if there else None)
 
 
 def test_an_entry_made_of_its_only_copy_is_like_one_that_was_given_all() -> None:
@@ -104,3 +107,4 @@ def test_an_entry_made_of_its_only_copy_is_like_one_that_was_given_all() -> None
         for rank in range(tiers):
             entry = Entry(Record("t", "b", "k", 1, 0, 0), "copy", around(rank, tiers))
             assert entry.copies == tuple("copy" if each == rank else None for each in range(tiers))
+            assert (entry.ranks, entry.fastest()) == (1 << rank, rank)

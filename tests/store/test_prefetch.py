@@ -360,6 +360,8 @@ async def test_a_match_prefetches_as_many_as_it_was_told_to(open_test_store: Ope
         await at_rest(opened)
         places = [opened.places(chunk(number)[0])[0] for number in range(8)]
         assert places == ["host"] * 3 + ["disk"] * 5
+        found = opened.store.match("alpha", "bucket", SPACE.id, b"".join(prompt), 10)
+        assert found.ranks == [0] * 3 + [1] * 5
     async with open_test_store() as opened:
         opened.store.match("alpha", "bucket", SPACE.id, b"".join(prompt), 10)
         await at_rest(opened)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
@@ -20,12 +21,14 @@ class LRU(FIFO[K]):
 
     def touch_all(self, keys: Sequence[K]) -> list[K]:
         """See EvictionPolicy."""
-        move, unknown = self._order.move_to_end, []
-        for key in reversed(keys):  # the tail becomes the oldest of them
+        unknown: list[K] = []
+        moves = map(self._order.move_to_end, reversed(keys))  # the tail becomes the oldest of them
+        while True:
             try:
-                move(key)
-            except KeyError:
-                unknown.append(key)
+                deque(moves, maxlen=0)
+                break
+            except KeyError as error:
+                unknown.append(error.args[0])
         unknown.reverse()
         return unknown
 
