@@ -130,7 +130,11 @@ def _access_key(name: str) -> str:
         raise InvalidToken(_INVALID) from None
 
 
+def token_key(tenant: str, access_key: str, secret_key: str) -> bytes:
+    """The 32 bytes that a credential's tokens are keyed with. A NUL ends each name: neither has one."""
+    return hmac.digest(secret_key.encode(), f"{_DOMAIN}\0{tenant}\0{access_key}\0".encode(), "sha256")
+
+
 def _proof(tenant: str, access_key: str, secret_key: str, signed: str) -> str:
-    """The HMAC of a token in hex. A NUL ends each name: neither has one."""
-    key = hmac.digest(secret_key.encode(), f"{_DOMAIN}\0{tenant}\0{access_key}\0".encode(), "sha256")
-    return hmac.digest(key, signed.encode(), "sha256").hex()
+    """The HMAC of a token in hex."""
+    return hmac.digest(token_key(tenant, access_key, secret_key), signed.encode(), "sha256").hex()

@@ -122,6 +122,10 @@ class Tenants:
         """The tenant of this name, if there is one."""
         return next((tenant for tenant in self._tenants if tenant.name == name), None)
 
+    def credentials(self) -> Iterator[tuple[str, Tenant, str]]:
+        """Every access key, with its tenant and its secret."""
+        return ((access_key, *credential) for access_key, credential in self._credentials.items())
+
     def credential(self, access_key: str) -> tuple[Tenant, str]:
         """The tenant and the secret of an access key. Raises UnknownAccessKey."""
         try:
