@@ -53,8 +53,6 @@ static PyMethodDef functions[] = {
 
 int kvgate_add_hashes(PyObject *module) {
     sha256_dispatch();
-    PyObject *is_native = sha256_is_native() ? Py_True : Py_False;
-    return PyModule_AddObjectRef(module, "SHA256_IS_NATIVE", is_native) || PyModule_AddFunctions(module, functions)
-               ? -1
-               : 0;
+    int failed = PyModule_AddStringConstant(module, "SHA256_PATH", sha256_path());
+    return failed || PyModule_AddFunctions(module, functions) ? -1 : 0;
 }

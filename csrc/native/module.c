@@ -7,10 +7,14 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "credentials_type.h"
 #include "digest.h"
+#include "hashes.h"
 
 static int (*const contents[])(PyObject *module) = {
     kvgate_add_digest,
+    kvgate_add_hashes,
+    kvgate_add_credentials,
 };
 
 static int fill_module(PyObject *module)

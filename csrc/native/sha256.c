@@ -113,7 +113,7 @@ void sha256_dispatch(void) {
 #endif
 }
 
-int sha256_is_native(void) { return compress != compress_portable; }
+const char *sha256_path(void) { return compress == compress_portable ? "portable" : "sha-ni"; }
 
 static inline void add(struct sha256 *hash, const uint8_t *data, size_t nbytes, compress_fn take) {
     size_t held = hash->nbytes % SHA256_BLOCK_NBYTES;

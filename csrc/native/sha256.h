@@ -22,8 +22,8 @@ struct hmac {
 // Chooses the fastest code that this processor runs. To be called once, before anything else; until then it is plain C.
 void sha256_dispatch(void);
 
-// Whether it is the processor's own instructions that are used.
-int sha256_is_native(void);
+// What was chosen: "sha-ni" or "portable".
+const char *sha256_path(void);
 
 void sha256_begin(struct sha256 *);
 void sha256_add(struct sha256 *, const void *data, size_t nbytes);
