@@ -206,6 +206,11 @@ class Metrics:
             "Whether the system backs the host tier with huge pages: 0 or 1",
             registry=self.registry,
         )
+        self.published_objects = Gauge(
+            "kvgate_published_objects",
+            "Objects that the native data plane answers for by itself",
+            registry=self.registry,
+        )
         self.demotion_queue = Gauge(
             "kvgate_demotion_queue_objects",
             "Objects that wait for their copy in a lower tier",

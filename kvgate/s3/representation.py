@@ -105,6 +105,12 @@ def _describe(record: Record) -> dict[str, str]:
     return headers
 
 
+def described(record: Record) -> tuple[Mapping[str, str], Mapping[str, str]]:
+    """The headers that describe an object, and those that its checksums add."""
+    found = _described(record)
+    return found.headers, found.checksums
+
+
 def metadata_of(record: Record) -> dict[str, str]:
     """What the writer of an object said of it besides its annotations and its checksum: what a copy takes over."""
     return {

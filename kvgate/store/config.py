@@ -64,6 +64,11 @@ class StoreConfig:
         help="objects of one tenant, gone or refused, of which `explain` can say what became of them; 150 bytes each, "
         "0 remembers none",
     )
+    published: int = option(
+        default=100_000,
+        help="objects in memory that the native data plane may answer for by itself, about 1 kB each; more where there "
+        "are more small ones in use, 0 has Python answer everything",
+    )
     reserved_share: float = option(
         default=0.5,
         help="the share of memory that reserved chunks may take; one tenant gets at most as much of it as is left free",
@@ -92,5 +97,7 @@ class StoreConfig:
                 raise ConfigError(f"{key}: expected at least 1, got {getattr(self, key)}")
         if not 0 <= self.ghosts <= 100_000_000:
             raise ConfigError(f"ghosts: expected 0 to 100000000, got {self.ghosts}")
+        if not 0 <= self.published <= 10_000_000:
+            raise ConfigError(f"published: expected 0 to 10000000, got {self.published}")
         if not 0 <= self.reserved_share <= 1:
             raise ConfigError(f"reserved_share: expected 0 to 1, got {self.reserved_share:g}")

@@ -17,12 +17,12 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from kvgate import plugins
 from kvgate.chunk.key import KV_PREFIX
-from kvgate.errors import CorruptCopy, KVGateError, TierError
+from kvgate.errors import CorruptCopy, KVGateError, NotInTier, TierError
 from kvgate.metrics import Metrics
 from kvgate.store.ghosts import Fate, Ghosts
 from kvgate.store.index import Entry, Index
@@ -90,6 +90,8 @@ class Copies:
         self._quota = quota
         self._metrics = metrics
         self.refusals = Refusals(metrics)
+        self.left_memory: Callable[[Entry], None] = lambda _: None
+        """Told of each entry that has lost its copy in memory, before the memory is given back."""
         self.ghosts = ghosts
         self.undeleted: dict[int, OrderedDict[Name, Record]] = {rank: OrderedDict() for rank in self.shared_ranks}
         """What is still to be deleted from shared tiers that were away; found there, it counts as gone."""
@@ -195,6 +197,7 @@ class Copies:
         entry.set_copy(rank, None)
         self.residents[rank].remove(entry)
         if rank == MEMORY:
+            self.left_memory(entry)
             self.memory.drop(copy)
             return []
         self.leaving_nbytes[rank] += entry.record.nbytes
@@ -322,6 +325,16 @@ class Copies:
         if entry.current and not any(copy is not None for copy in entry.copies):
             self._metrics.lost_objects.inc()
             self.lose_if_bare(entry, Fate.CORRUPT if isinstance(error, CorruptCopy) else Fate.GONE, rank)
+
+    async def verify_in_memory(self, entry: Entry) -> None:
+        """Hold the copy in memory against its digest, and drop it where it is bad."""
+        copy = entry.copies[MEMORY]
+        if copy is None:
+            return
+        try:
+            (await self.memory.lease(entry.record, copy, 0, entry.record.nbytes)).release()
+        except (CorruptCopy, NotInTier) as error:
+            self.drop_bad_copy(entry, MEMORY, copy, error)
 
     async def _delete(self, entry: Entry, rank: int, copy: Copy, *, aside: bool) -> None:
         tier = self.tiers[rank]

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
@@ -136,6 +136,10 @@ class Index:
     def __init__(self, retention: Retention | None = None) -> None:
         """retention: says what has ended, and is told what comes and goes"""
         self._retention = retention or Retention()
+        self.left: Callable[[Entry], None] = lambda _: None
+        """Told of each entry that stops being visible, in that step."""
+        self.redescribed: Callable[[str, str], None] = lambda _, __: None
+        """Told the tenant and the name of a bucket that is described anew."""
         self._buckets: dict[tuple[str, str], SortedDict] = {}
         self._described: dict[tuple[str, str], Bucket] = {}
 
@@ -154,6 +158,7 @@ class Index:
         """Describe a bucket that there is anew. Raises NoSuchBucket."""
         self.bucket(tenant, bucket.name)
         self._described[tenant, bucket.name] = bucket
+        self.redescribed(tenant, bucket.name)
 
     def remove_bucket(self, tenant: str, bucket: str) -> None:
         """Remove a bucket that has no entries."""
@@ -227,8 +232,7 @@ class Index:
         objects = self.objects(record.tenant, record.bucket)
         replaced: Entry | None = objects.get(record.key)
         if replaced is not None:
-            replaced.current = False
-            self._retention.gone(replaced)
+            self._hide(replaced)
         objects[record.key] = entry
         entry.current = True
         self._retention.appeared(entry)
@@ -238,7 +242,11 @@ class Index:
         """Make a current entry invisible."""
         record = entry.record
         del self._buckets[record.tenant, record.bucket][record.key]
+        self._hide(entry)
+
+    def _hide(self, entry: Entry) -> None:
         entry.current = False
+        self.left(entry)
         self._retention.gone(entry)
 
     def load(self, tenant: str, bucket: str, entries: dict[str, Entry]) -> None:

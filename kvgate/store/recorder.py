@@ -36,6 +36,8 @@ class Recorder:
         self._ended = ""
         self.listening = False
         """Whether a recording goes on, so that something is to be noted."""
+        self.begins: Callable[[], None] = lambda: None
+        """Called when a recording begins, for those who answer what is not noted otherwise."""
 
     def note_match(self, tenant: str, bucket: str, space: str, hashes: bytes, found: int, tokens: int) -> None:
         """Note that a prompt was asked for.
@@ -66,6 +68,7 @@ class Recorder:
         self._began = self._clock()
         self._ended = ""
         self.listening = True
+        self.begins()
         return True
 
     async def lines(self, seconds: float) -> AsyncIterator[bytes]:

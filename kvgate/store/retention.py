@@ -139,9 +139,12 @@ class _Bucket:
 
 
 class Retention:
-    """See the module. `repin` is called after the pin of an entry has changed.
+    """See the module.
 
-    outdated: keys with a mark that has lost the end of a version which was replaced; for whoever keeps marks in a file
+    repin:           called after the pin of an entry has changed
+    begins_to_watch: called with a tenant and a bucket of which `watches` may have become true
+    outdated:        keys with a mark that has lost the end of a version which was replaced; for whoever keeps marks in
+                     a file
     """
 
     def __init__(
@@ -158,6 +161,7 @@ class Retention:
         self._config = config or RetentionConfig()
         self._now_ms, self._capacity = now_ms, capacity
         self.repin: Callable[[Entry], None] = lambda _: None
+        self.begins_to_watch: Callable[[str, str], None] = lambda _, __: None
         self._buckets: dict[Place, _Bucket] = {}
         self._marks: Counter[str] = Counter()  # by tenant
         self._quotas: dict[str, int | None] = {}
@@ -357,6 +361,7 @@ class Retention:
             rules.append(rule)
             self._note_deadline(rule.pin_until_ms, place, rule.prefix, is_prefix=True)
         known.rules = tuple(sorted(rules, key=lambda each: len(each.prefix), reverse=True))
+        self.begins_to_watch(*place)
         self._tidy(place)
 
     def drop_bucket(self, place: Place) -> None:
@@ -466,8 +471,7 @@ class Retention:
     def _schedule(self, entry: Entry) -> None:
         moment_ms = self._own_end_ms(entry.record)
         if moment_ms is not None and moment_ms != NEVER_MS:
-            self._due.setdefault(_second(moment_ms), set()).add(entry)
-            self._buckets.setdefault(entry.record[:2], _Bucket()).timed += 1
+            self._watch(entry, _second(moment_ms))
 
     def _unschedule(self, entry: Entry) -> None:
         second = self._put_off.pop(entry, None)
@@ -484,8 +488,14 @@ class Retention:
     def _put_off_for(self, entry: Entry, delay_ms: int) -> None:
         self._unschedule(entry)
         second = self._put_off[entry] = _second(self._now_ms() + delay_ms)
+        self._watch(entry, second)
+
+    def _watch(self, entry: Entry, second: int) -> None:
+        """Look at an entry in the second in which it ends."""
         self._due.setdefault(second, set()).add(entry)
-        self._buckets.setdefault(entry.record[:2], _Bucket()).timed += 1
+        place = entry.record[:2]
+        self._buckets.setdefault(place, _Bucket()).timed += 1
+        self.begins_to_watch(*place)
 
 
 def ttl_of(attributes: Mapping[str, str]) -> int | None:

@@ -1,8 +1,8 @@
 """Room: what is evicted so that something else fits.
 
-A copy is evicted only while nothing leases its entry. The last copy of a pinned entry is never evicted, nor the last
-copy of an entry that a private tier is still to get. What a shared tier is still to get may go, and is counted: the
-engine computes it again, and nobody waits for a tier that is slow or away.
+A copy is evicted only while nothing leases its entry, nor reads it in memory. The last copy of a pinned entry is never
+evicted, nor the last copy of an entry that a private tier is still to get. What a shared tier is still to get may go,
+and is counted: the engine computes it again, and nobody waits for a tier that is slow or away.
 
 Where a tier below takes what is evicted from one above, the next to go are written there ahead of time.
 
@@ -29,6 +29,7 @@ from kvgate.store.copies import MEMORY, Copies
 from kvgate.store.ghosts import Fate
 from kvgate.store.incoming import CountedUpload, Incoming
 from kvgate.store.index import Entry
+from kvgate.store.residents import Residents
 from kvgate.tiers.base import Upload
 
 _MAX_VICTIMS = 4096
@@ -52,6 +53,10 @@ class Room:
         """Has an entry that is going to leave a tier written to a lower one; False when none takes it."""
         self.waiting_for: Callable[[int], int]
         """How many entries wait to be written to a tier."""
+        self.note_uses: Callable[[], None] = lambda: None
+        """Notes the uses that the order of eviction does not know of yet."""
+        self.is_read: Callable[[Entry], bool] = lambda _: False
+        """Whether an entry is read without a lease: it is not evicted either."""
         rules = copies.rules
         self._spills = tuple(
             tuple(below for below in copies.lower_ranks if below > rank and rules[below].write == "on-evict")
@@ -161,11 +166,13 @@ class Room:
         freed = 0
         # What lies only in low tiers has not been used for longest.
         for rank in reversed(range(len(self._copies.tiers))):
-            victims = self._copies.residents[rank].victims_of(tenant, may_go)
+            victims = self._residents(rank).victims_of(tenant, may_go)
             only_here = [entry for entry in itertools.islice(victims, _MAX_VICTIMS) if not entry.has_copy(*range(rank))]
             for entry in only_here:
                 if freed >= nbytes:
                     return
+                if self.is_read(entry):
+                    continue
                 freed += entry.record.nbytes
                 self._metrics.evicted.labels("quota").inc()
                 if here_only:
@@ -178,9 +185,19 @@ class Room:
         if self._copies.lower_ranks and nbytes > max(self._copies.memory.limit() - BLOCK_NBYTES, BLOCK_NBYTES):
             raise ArenaFull(f"{nbytes} bytes would leave no room in memory to stream anything")
 
+    def _residents(self, rank: int) -> Residents:
+        """Those of a tier, in an order that knows of every use."""
+        self.note_uses()
+        return self._copies.residents[rank]
+
+    def _is_idle(self, entry: Entry) -> bool:
+        return entry.leases == 0 and not entry.pinned and not self.is_read(entry)
+
     def _may_leave(self, rank: int, entry: Entry) -> bool:
         """Whether an entry's copy in a tier may be evicted now."""
         if entry.leases or (entry.pinned and not (rank == MEMORY and entry.has_copy(*self._copies.lower_ranks))):
+            return False
+        if rank == MEMORY and self.is_read(entry):
             return False
         if not entry.waiting and not self._spills[rank]:
             return True
@@ -207,7 +224,7 @@ class Room:
             return
         self._unspilled_nbytes[rank] = 0
         refused = []
-        for entry in itertools.islice(self._copies.residents[rank].victims(_is_idle), _MAX_VICTIMS):
+        for entry in itertools.islice(self._residents(rank).victims(self._is_idle), _MAX_VICTIMS):
             ahead_nbytes -= entry.record.nbytes
             if not self._is_elsewhere(entry, rank) and not self.spill_to(entry, rank):
                 refused.append(entry)
@@ -245,7 +262,7 @@ class Room:
         """Evict so many bytes of a tenant from a tier; False, with nothing evicted, when not so many may go."""
         victims = []
         if nbytes > 0:
-            for entry in self._copies.residents[rank].victims_of(tenant, partial(self._may_leave, rank)):
+            for entry in self._residents(rank).victims_of(tenant, partial(self._may_leave, rank)):
                 victims.append(entry)
                 nbytes -= whole_pages(entry.record.nbytes) if rank == MEMORY else entry.record.nbytes
                 if nbytes <= 0:
@@ -271,7 +288,7 @@ class Room:
     def _take_victims(self, rank: int, shortage: int, tenant: str, asks_nbytes: int) -> list[Entry]:
         victims, may_go = [], partial(self._may_leave, rank)
         if shortage > 0:
-            for entry in self._copies.residents[rank].victims(may_go, tenant, asks_nbytes):
+            for entry in self._residents(rank).victims(may_go, tenant, asks_nbytes):
                 victims.append(entry)
                 shortage -= max(1, entry.record.nbytes)
                 if shortage <= 0:
@@ -292,7 +309,3 @@ class Room:
         from_memory = rank == MEMORY and self._copies.lower_ranks  # which could have had it, and did not take it
         self._copies.drop_copy(entry, rank)
         self._copies.lose_if_bare(entry, Fate.NOT_WRITTEN_BACK if unwritten or from_memory else Fate.EVICTED, rank)
-
-
-def _is_idle(entry: Entry) -> bool:
-    return entry.leases == 0 and not entry.pinned

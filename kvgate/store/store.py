@@ -5,8 +5,8 @@ holds up another request. A name means something only together with its tenant: 
 tenant's credential that belongs to another's.
 
 `Store.buckets` holds the buckets, `Store.multipart` what is uploaded in parts, and `Store.chunk_writes` the chunks that
-come in slices. `Store.explain` says where an object is, or why it is not here, and `Store.local` is what other gateways
-may read.
+come in slices. `Store.explain` says where an object is, or why it is not here, `Store.local` is what other gateways may
+read, and `Store.published` what a native data plane answers for by itself.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ from kvgate.store.loan import Loan
 from kvgate.store.local import Local
 from kvgate.store.multipart import Multipart
 from kvgate.store.placement import Placement
+from kvgate.store.published import Published
 from kvgate.store.quota import Quota
 from kvgate.store.rates import Rates
 from kvgate.store.read import Read
@@ -127,10 +128,23 @@ class Store:
         self._tenants: dict[str, Tenant] = {}
         self._discovery = Discovery(copies, self._index, config.discovery, self._take_found, metrics, clock)
         self._foreign = ForeignClients(self._placement, self._index, config.prefetch, metrics)
-        self._leases = LeaseTable(config.max_leases, clock, copies.lease_all, copies.unlease_all)
+        self._leases = LeaseTable(config.max_leases, clock, copies.lease_all, self._end_lease)
         self._chains = Chains(self._index, copies.arrange, clock)
         self._matched: dict[str, tuple[int, int]] = {}
         self.recorder = Recorder(clock)
+        self.published = Published(
+            config.published,
+            index=self._index,
+            retention=self._retention,
+            copies=copies,
+            demotion=self._placement.demotion,
+            prefetch=self._foreign.prefetch,
+            rates=self.rates,
+            recorder=self.recorder,
+            distrust=lambda entry: copies.spawn(copies.verify_in_memory(entry)),
+        )
+        self._placement.room.note_uses = self.published.note_uses
+        self._placement.room.is_read = self.published.is_read
         self.multipart = Multipart(
             placement=self._placement,
             index=self._index,
@@ -517,6 +531,8 @@ class Store:
     def collect(self) -> None:
         """Bring the gauges of the metrics up to date."""
         placement, metrics = self._placement, self._metrics
+        self.published.note_uses()
+        metrics.published_objects.set(len(self.published))
         for rank, (tier, residents) in enumerate(zip(placement.copies.tiers, placement.copies.residents, strict=True)):
             usage = tier.usage()
             metrics.tier_used_bytes.labels(tier.name).set(usage.nbytes)
@@ -598,6 +614,7 @@ class Store:
     async def _expire_forever(self) -> None:
         while True:
             await asyncio.sleep(_EXPIRE_EVERY_S)
+            self.published.note_uses()
             self._leases.expire()
             self._chains.arrange_written()
             self.chunk_writes.expire()
@@ -648,6 +665,11 @@ class Store:
         take_quota = self._quota_for(tenant, evict=True)
         nbytes = DATA_START + space.stored.nbytes
         return await self._open_write(tenant, bucket, str(key), key, nbytes, take_quota, whole=True)
+
+    def _end_lease(self, entries: Sequence[Entry]) -> None:
+        """Let go of what a client's lease kept. What has been read until now belongs to the use that it began with."""
+        self.published.note_uses()
+        self._placement.copies.unlease_all(entries)
 
     def _remove(self, entry: Entry) -> None:
         """Make an entry invisible."""

@@ -7,6 +7,7 @@ import contextlib
 from kvgate.messages import Response
 from kvgate.s3.expiration import expiration_headers
 from kvgate.s3.operations.base import Context, Operation
+from kvgate.s3.publishing import publish
 from kvgate.s3.reading import PARAMETERS, ReadInput
 
 
@@ -21,6 +22,7 @@ async def get_object(context: Context, input: ReadInput) -> Response:
         if selection.start == selection.stop:
             return Response(selection.status, selection.headers)
         context.store.rates.read.take(context.payer, selection.stop - selection.start)
+        publish(context, read.record)
         body = await read.load(selection.start, selection.stop)
         stack.pop_all()
     return Response(selection.status, selection.headers, body)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvgate.messages import Response
 from kvgate.s3.expiration import expiration_headers
 from kvgate.s3.operations.base import Context, Operation
+from kvgate.s3.publishing import publish
 from kvgate.s3.reading import PARAMETERS, ReadInput
 
 
@@ -14,6 +15,7 @@ async def head_object(context: Context, input: ReadInput) -> Response:
     selection = input.select(record)
     if context.settings or context.store.watches_ends(record):
         selection.headers.update(expiration_headers(context.store, record))
+    publish(context, record)
     nbytes = None if selection.status == 304 else selection.stop - selection.start
     return Response(selection.status, selection.headers, content_length=nbytes)
 
