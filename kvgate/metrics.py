@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-_LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Metrics:
@@ -27,7 +27,7 @@ class Metrics:
             "kvgate_request_seconds",
             "Time from the request's headers to the last byte of the answer",
             ["operation"],
-            buckets=_LATENCY_BUCKETS_S,
+            buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
         )
         self.received_bytes = self._counter("kvgate_received_bytes_total", "Bytes of object bodies received")
@@ -181,7 +181,7 @@ class Metrics:
             "kvgate_tier_operation_seconds",
             "Time of operations on a shared tier, waits and retries included, without those that it was not asked for",
             ["tier", "operation"],
-            buckets=_LATENCY_BUCKETS_S,
+            buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
         )
         self.tier_bytes = Counter(

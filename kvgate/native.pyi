@@ -4,6 +4,7 @@ Who imports this does the same without it, slower.
 """
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 from typing_extensions import Buffer
 
@@ -54,3 +55,103 @@ class Credentials:
         headers: by lower-case name
         now_s:   seconds since the epoch, rounded down
         """
+
+class Plane:
+    """Threads that own plain connections between requests, and answer HEAD and GET of published objects by themselves.
+
+    Whatever they are not sure of they hand over, with what has been read of it: other methods, a query, an unusual
+    header, a signature that is not proved, an object that is not published. They never answer an error.
+
+    Published bytes are verified, block by block, before they leave. All methods are for one thread, the event loop's.
+    """
+
+    def __new__(
+        cls,
+        credentials: Credentials,
+        *,
+        threads: int,
+        domains: Sequence[str],
+        max_header: int,
+        idle_timeout_s: float,
+        header_timeout_s: float,
+        body_timeout_s: float,
+        min_rate: float,
+        latency_buckets_s: Sequence[float],
+    ) -> Plane:
+        """
+        domains:           in lower case; requests to hosts below them are handed over
+        max_header:        bytes of the longest head
+        min_rate:          bytes a second that an answer must move at on the average, after body_timeout_s
+        latency_buckets_s: 15 bounds
+        Raises OSError where the system refuses threads or descriptors.
+        """
+
+    def fileno(self) -> int:
+        """Readable when `handed`, `released` or `corrupt` has something new, until `handed` is called."""
+
+    @property
+    def connections(self) -> int:
+        """How many it owns."""
+
+    def adopt(self, fd: int, listener: int, exact: bool, /) -> None:
+        """Own a non-blocking socket that waits for its next request. Raises OSError; then it is still the caller's.
+
+        listener: a number that comes back with it; exact: whether a range that ends behind its object is not for us
+        """
+
+    def handed(self) -> list[tuple[int, int, bytes]]:
+        """The connections handed over since the last call: socket, the caller's again, listener, what has been read."""
+
+    def publish(
+        self, tenant: int, path: Buffer, head: Buffer, checksums: Buffer, views: Sequence[Buffer], blocks: Buffer, /
+    ) -> int:
+        """Answer for an object from now on; a number that is never used again.
+
+        tenant:    its number among the credentials
+        path:      `/bucket/key`, of A-Z a-z 0-9 . _ ~ / - alone
+        head:      the header lines that describe it; checksums: those that x-amz-checksum-mode: ENABLED adds
+        views:     its bytes, which are held until nobody reads them any more; at least one byte
+        blocks:    the crc64nvme of each MiB of them, as native uint64
+        Raises ValueError where the tenant has an object of this path.
+        """
+
+    def withdraw(self, number: int, /) -> bool:
+        """Answer nobody from an object any more. Whether its bytes have been let go; else `released` will name it.
+
+        Raises KeyError for one that is not published.
+        """
+
+    def released(self) -> list[int]:
+        """The withdrawn ones whose bytes have been let go since the last call."""
+
+    def readers(self, number: int, /) -> int:
+        """How many answers are being sent from an object; 0 for one that is not published."""
+
+    def used(self) -> list[int]:
+        """The objects that a GET has been answered from since the last call, each once, in the order of the first."""
+
+    def corrupt(self) -> list[int]:
+        """Those whose bytes did not match their digests: found by nobody, and still to be withdrawn."""
+
+    def counts(self) -> PlaneCounts:
+        """What it has done so far."""
+
+    def drain(self) -> None:
+        """End connections: idle ones now, the others with their next answer."""
+
+    def close(self) -> None:
+        """End the threads, and cut what is left; afterwards only `close` and `connections` may be used."""
+
+class _Answers(TypedDict):
+    answers: dict[int, int]
+    seconds: float
+    latencies: list[int]
+
+class PlaneCounts(TypedDict):
+    """`answers` by status, the sum of their `seconds`, and how many fell between the `latencies` buckets, the last of
+    which is for what took longer than all; `late` are connections that were cut, by what was waited for."""
+
+    GetObject: _Answers
+    HeadObject: _Answers
+    sent_bytes: int
+    late: dict[str, int]

@@ -10,11 +10,13 @@
 #include "credentials_type.h"
 #include "digest.h"
 #include "hashes.h"
+#include "plane_type.h"
 
 static int (*const contents[])(PyObject *module) = {
     kvgate_add_digest,
     kvgate_add_hashes,
     kvgate_add_credentials,
+    kvgate_add_plane,
 };
 
 static int fill_module(PyObject *module)

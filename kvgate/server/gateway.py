@@ -156,6 +156,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
         plain = PlainFront(handle, listen, metrics)
         stack.callback(plain.close)
+        collectors.append(plain.collect)
         for each in unix_listeners:
             plain.listen(Listener(each, fallbacks[0]))
             logger.info("kvgate listens on %s", each.getsockname())

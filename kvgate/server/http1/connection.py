@@ -37,6 +37,7 @@ _DISCARD_NBYTES = 1 << 20
 """An unread body of at most so many bytes is read and dropped, so that the connection can serve on."""
 
 _LINGER_S = 5.0
+_READS = frozenset({"GetObject", "HeadObject"})
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -44,19 +45,21 @@ class Connection:
     """See the module. Made and used on the event loop."""
 
     __slots__ = (
-        *("_front", "_interest", "_listener", "_on_loop", "_received"),
-        *("active_at", "busy", "closed", "sock", "transfer"),
+        *("_front", "_interest", "_on_loop", "_reads", "_received"),
+        *("active_at", "busy", "closed", "listener", "sock", "transfer"),
     )
 
-    def __init__(self, front: PlainFront, listener: Listener, sock: socket.socket) -> None:
+    def __init__(self, front: PlainFront, listener: Listener, sock: socket.socket, received: bytes = b"") -> None:
+        """received: what has been read already; then `serve` is to be called"""
         self.sock = sock
+        self.listener = listener
         self.active_at = time.monotonic()
         """When the last request began to come, or ended."""
         self.busy = False
         self.closed = False
         self._front = front
-        self._listener = listener
-        self._received = b""  # what has come and belongs to the head, the body or the request to come
+        self._reads = False  # whether the last request was one that the plane may answer another time
+        self._received = received  # what has come and belongs to the head, the body or the request to come
         self.transfer: Transfer | None = None
         """The one that is waited for, wherever it is moved."""
         self._on_loop = False  # whether that is on the event loop
@@ -117,7 +120,7 @@ class Connection:
 
     async def _exchange(self, head: Head) -> None:
         """Answer one request."""
-        front, listener = self._front, self._listener
+        front, listener = self._front, self.listener
         began = time.monotonic()
         body = Body(self, head.content_length, expected=head.expects_continue)
         request = Request(
@@ -126,6 +129,7 @@ class Connection:
         keep = False
         try:
             response = await front.handle(request, front.request_id())
+            self._reads = response.operation in _READS and response.status in (200, 206)
             try:
                 keep = await self._answer(head, body, response)
             finally:
@@ -145,7 +149,16 @@ class Connection:
         self.active_at = time.monotonic()
         if not self.closed and self._interest != select.EPOLLIN:  # others went on meanwhile, and nobody serves this
             self._watch(select.EPOLLIN)
-            self._front.call_soon(self.serve)
+            self._front.call_soon(self._serve_on)
+
+    def _serve_on(self) -> None:
+        self.serve()
+        self.rest()
+
+    def rest(self) -> None:
+        """Let the plane wait for the next request, where that may be one that it answers."""
+        if self._reads and self.idle and not self.closed:
+            self._front.give_back(self)
 
     async def _answer(self, head: Head, body: Body, response: Response) -> bool:
         """Send a response; whether another request may follow."""
@@ -276,6 +289,14 @@ class Connection:
         self._watch(0)
         transfer.settle(failure)
 
+    def watch(self) -> None:
+        """Wait for the next request."""
+        self._watch(select.EPOLLIN)
+
+    def unwatch(self) -> None:
+        """Wait for nothing."""
+        self._watch(0)
+
     def _watch(self, interest: int) -> None:
         """Have `on_event` called for these events; for none with 0."""
         epoll, before = self._front.epoll, self._interest
@@ -313,7 +334,7 @@ class Connection:
         self._watch(0)
         self.closed = True
         self._front.forget(self)
-        self._front.hand_over(self._listener, self.sock, self._received)
+        self._front.hand_over(self.listener, self.sock, self._received)
 
     def _reset_at_close(self) -> None:
         with contextlib.suppress(OSError):

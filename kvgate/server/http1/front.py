@@ -2,6 +2,10 @@
 
 All sockets are in one epoll, which the event loop watches as if it were one of its own: a burst of requests costs it
 one callback. A connection whose request is not of the common form goes to aiohttp (`kvgate.server.front`) for good.
+
+With the native plane (`kvgate.native.Plane`) connections wait for their requests there, and it answers those that it
+can. What it hands over is answered here, as if there were no plane, and where the plane could answer that another time,
+the connection goes back to it. Connections to listeners that are bound to a bucket never go there.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvgate.metrics import Metrics
 from kvgate.server.config import ListenConfig
@@ -26,6 +30,9 @@ from kvgate.server.http1.connection import Connection
 from kvgate.server.http1.head import HeadWriter
 from kvgate.server.http1.mover import Movers
 from kvgate.server.http1.transfer import LOOP_NBYTES, SMALL_NBYTES, Pace
+
+if TYPE_CHECKING:
+    from kvgate.native import Plane
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +61,27 @@ class Listener:
     bucket: str = ""
     exact_ranges: bool = False
 
+    @property
+    def family(self) -> int:
+        """Of its connections."""
+        return self.sock.family
+
 
 class PlainFront:
     """Accepts connections and serves them. Made and used on the event loop."""
 
-    def __init__(self, handle: Handle, config: ListenConfig, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        config: ListenConfig,
+        metrics: Metrics,
+        plane: Plane | None = None,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        plane:  to wait for requests, and answer what it can; `close` ends it
+        settle: called when it has news besides its connections
+        """
         self.handle = handle
         self.metrics = metrics
         self.max_header = config.max_header
@@ -74,12 +97,17 @@ class PlainFront:
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._listeners: list[Listener] = []
+        self._every_listener: list[Listener] = []  # those that accept no more too, by the numbers that the plane knows
         self._connections: dict[int, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_round = False
         self._answers: list[tuple[Connection, bytes]] = []
         self._ids = itertools.count(secrets.randbits(63))
+        self._plane = plane
+        self._settle = settle
         self.epoll.register(self.movers.fd, select.EPOLLIN)
+        if plane is not None:
+            self.epoll.register(plane.fileno(), select.EPOLLIN)
         self._loop.add_reader(self.epoll.fileno(), self._on_events)
         self._sweeper = self._loop.create_task(self._sweep_forever())
 
@@ -88,6 +116,7 @@ class PlainFront:
     def listen(self, listener: Listener) -> None:
         """Begin to accept."""
         self._listeners.append(listener)
+        self._every_listener.append(listener)
         listener.sock.setblocking(False)
         self._loop.add_reader(listener.sock.fileno(), self._accept, listener)
 
@@ -101,14 +130,16 @@ class PlainFront:
     async def drain(self, timeout_s: float) -> None:
         """Wait until no connection is left. Idle ones end at once, others with their next answer; late ones are cut."""
         self.draining = True
+        if self._plane is not None:
+            self._plane.drain()
         deadline = time.monotonic() + timeout_s
-        while self._connections and time.monotonic() < deadline:
+        while (left := self._connection_count()) and time.monotonic() < deadline:
             for connection in list(self._connections.values()):
                 if connection.idle:
                     connection.close()
             await asyncio.sleep(_DRAIN_POLL_S)
-        if self._connections:
-            logger.warning("%d connections were still busy after %g s, and are cut", len(self._connections), timeout_s)
+        if left:
+            logger.warning("%d connections were still busy after %g s, and are cut", left, timeout_s)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -121,6 +152,8 @@ class PlainFront:
         self.stop_listening()
         self._sweeper.cancel()
         self._loop.remove_reader(self.epoll.fileno())
+        if self._plane is not None:
+            self._plane.close()
         self.movers.close()
         self.epoll.close()
 
@@ -137,15 +170,15 @@ class PlainFront:
                 self._pause(listener)
                 return
             sock.setblocking(False)
-            if len(self._connections) >= self._config.max_connections:
+            if self._connection_count() >= self._config.max_connections:
                 self.metrics.refused_connections.inc()
                 with contextlib.suppress(OSError):
                     sock.send(_TOO_MANY)
                 sock.close()
                 continue
             _tune(sock, address)
-            self._connections[sock.fileno()] = Connection(self, listener, sock)
-            self.metrics.connections.inc()
+            if not self._give(listener, sock):
+                self._connections[sock.fileno()] = Connection(self, listener, sock)
 
     def _pause(self, listener: Listener) -> None:
         self._loop.remove_reader(listener.sock.fileno())
@@ -155,6 +188,49 @@ class PlainFront:
                 self._loop.add_reader(listener.sock.fileno(), self._accept, listener)
 
         self._loop.call_later(_ACCEPT_PAUSE_S, go_on)
+
+    def collect(self) -> None:
+        """Renew what the metrics say of connections."""
+        self.metrics.connections.set(self._connection_count())
+
+    def _connection_count(self) -> int:
+        return len(self._connections) + (self._plane.connections if self._plane is not None else 0)
+
+    # --- the plane ----------------------------------------------------------------------------------------------------
+
+    def _give(self, listener: Listener, sock: socket.socket) -> bool:
+        """Let the plane wait for the next request on a socket, and forget it; False where it cannot."""
+        if self._plane is None or listener.bucket or self.draining:
+            return False
+        try:
+            self._plane.adopt(sock.fileno(), self._every_listener.index(listener), listener.exact_ranges)
+        except OSError:  # no memory for one more
+            return False
+        sock.detach()
+        return True
+
+    def give_back(self, connection: Connection) -> None:
+        """Let the plane wait for the next request of a connection that is idle."""
+        fd = connection.sock.fileno()
+        connection.unwatch()
+        if self._give(connection.listener, connection.sock):
+            connection.closed = True
+            del self._connections[fd]
+        else:
+            connection.watch()
+
+    def _take_handed(self) -> list[Connection]:
+        """The connections that the plane has handed over, each with a request to be answered here."""
+        assert self._plane is not None
+        connections = []
+        for fd, number, received in self._plane.handed():
+            listener = self._every_listener[number]
+            sock = socket.socket(listener.family, socket.SOCK_STREAM, 0, fd)
+            sock.setblocking(False)
+            connection = self._connections[fd] = Connection(self, listener, sock, received)
+            connections.append(connection)
+        self._settle()
+        return connections
 
     # --- what connections ask for -------------------------------------------------------------------------------------
 
@@ -178,7 +254,6 @@ class PlainFront:
     def forget(self, connection: Connection) -> None:
         """A connection is about to end, or to be somebody else's."""
         del self._connections[connection.sock.fileno()]
-        self.metrics.connections.dec()
 
     def hand_over(self, listener: Listener, sock: socket.socket, received: bytes) -> None:
         """Let aiohttp serve a connection, of which `received` has been read."""
@@ -222,6 +297,8 @@ class PlainFront:
                     ready.append(connection)
             elif fd == self.movers.fd:
                 self.movers.collect()
+            elif self._plane is not None and fd == self._plane.fileno():
+                ready += self._take_handed()
         self._in_round = True
         try:
             for connection in ready:
@@ -234,6 +311,8 @@ class PlainFront:
             while self._answers:
                 connection, whole = self._answers.pop()
                 connection.send_answer(whole)
+            for connection in ready:
+                connection.rest()
 
     def send_later(self, connection: Connection, whole: bytes) -> bool:
         """Take an answer that the end of this round sends; False outside of a round."""
