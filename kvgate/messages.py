@@ -87,7 +87,10 @@ class Headers:
 
 
 Consume = Callable[[memoryview], None]
-"""Takes the next bytes of a body, once: a view that is valid during the call. May be called in any one thread."""
+"""Takes the next bytes of a body, once: a view that is valid during the call. May be called in any one thread.
+
+One with a method `receive`, as kvgate.native.BlockDigest has, may be asked to take bytes off a socket by itself.
+"""
 
 
 class RequestBody(Protocol):

@@ -3,8 +3,9 @@
 Who imports this does the same without it, slower.
 """
 
-from collections.abc import Sequence
-from typing import TypedDict
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import TypedDict, final
 
 from typing_extensions import Buffer
 
@@ -19,6 +20,28 @@ def crc64nvme(view: Buffer, value: int = 0, path: int = 0, /) -> int:
 
 def combine_crc64nvme(first: int, second: int, second_nbytes: int, /) -> int:
     """The crc64nvme of two runs of bytes, one behind the other, from their own."""
+
+def verify_blocks(views: Iterable[Buffer], start: int, stop: int, nbytes: int, blocks: Sequence[int], /) -> bool:
+    """See kvgate.memory.digest.verify_blocks. Reads no further than the first block that is not what it was."""
+
+@final
+class BlockDigest:
+    """See kvgate.memory.digest.BlockDigest. Raises RuntimeError in a second thread that adds bytes at the same time."""
+
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def blocks(self) -> array[int]: ...
+    @property
+    def value(self) -> int: ...
+    def update(self, view: Buffer, /) -> None: ...
+    def __call__(self, view: Buffer, /) -> None: ...
+    def receive(self, sock: object, views: Sequence[Buffer], most_nbytes: int, /) -> tuple[int, int]:
+        """Fill `views` in order with at most `most_nbytes` from a non-blocking socket, adding each piece as it arrives.
+
+        How many bytes came, and why no more: 0 as many as there was room for or as were wanted, -1 the peer has ended
+        the stream, else an errno: EAGAIN when there is nothing for now.
+        """
 
 SHA256_PATH: str
 """How sha256 is taken on this processor: `sha-ni`, by its own instructions, or `portable`."""

@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from kvgate.memory.block_span import BLOCK_NBYTES, block_span, span_of_blocks
-from kvgate.memory.plain_digest import BlockDigest, verify_blocks
 
 try:
-    from kvgate.native import combine_crc64nvme
+    from kvgate.native import BlockDigest, combine_crc64nvme, verify_blocks
     from kvgate.native import crc64nvme as extend_crc64nvme
 except ImportError:  # it was not built: slower, and all else the same
     from kvgate.memory.plain_digest import (  # type: ignore[assignment]
+        BlockDigest,
         combine_crc64nvme,
         extend_crc64nvme,
+        verify_blocks,
     )
 
 __all__ = [

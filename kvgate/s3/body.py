@@ -92,14 +92,16 @@ class PayloadReader:
             consume(piece)
             for update in self._updates:
                 update(piece)
-            self._received += len(piece)
 
         if self._finished or self.left == 0:
             return 0
         views = views if self.left is None else slice_views(views, 0, self.left)
         if self._decoder is None:
-            return await fill(self._body, views, take, slow=self._slow)
-        return await self._fill_chunked(self._decoder, views, take)
+            count = await fill(self._body, views, take if self._updates else consume, slow=self._slow)
+        else:
+            count = await self._fill_chunked(self._decoder, views, take)
+        self._received += count
+        return count
 
     async def finish(self, payload_crc64nvme: int) -> None:
         """Read what follows the payload and verify the whole; whoever took it has its crc64nvme from `consume`.

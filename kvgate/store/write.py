@@ -155,16 +155,18 @@ class Write:
             lease = self._open_lease()
         return lease.slices(self._filled, lease.nbytes)
 
-    def digest(self, view: memoryview) -> None:
-        """See the next bytes of the body, which have arrived in `views`. In any one thread."""
-        self._digest.update(view)
-        if self._kind is not None and len(self._prefix) < KEPT_PREFIX_NBYTES:
-            self._prefix += view[: KEPT_PREFIX_NBYTES - len(self._prefix)]
+    @property
+    def digest(self) -> BlockDigest:
+        """What is to see the next bytes of the body, which have arrived in `views`, before `advance`."""
+        return self._digest
 
     def advance(self) -> None:
         """Count what `digest` has seen. Raises ObjectTooLarge, QuotaExceeded."""
-        self._filled += self.nbytes - self._counted
-        self._counted = self.nbytes
+        filled = self._filled + self.nbytes - self._counted
+        if self._kind is not None and len(self._prefix) < KEPT_PREFIX_NBYTES:
+            kept = min(filled, self._filled + KEPT_PREFIX_NBYTES - len(self._prefix))
+            self._prefix += b"".join(self._open_lease().slices(self._filled, kept))
+        self._filled, self._counted = filled, self.nbytes
         if self.nbytes > self._quota_nbytes:
             self._take(self.nbytes - self._quota_nbytes)
 

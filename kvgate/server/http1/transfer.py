@@ -7,11 +7,13 @@ leaves the GIL to the others while the kernel copies.
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import select
 import socket
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -30,6 +32,7 @@ _STEP_NBYTES = 8 << 20
 """After so many bytes a step ends, so that others get their turn."""
 
 _IOV_VIEWS = 512
+_ENDED = -1
 _DISCARD_CALLS = 16
 
 
@@ -112,6 +115,10 @@ class PeerGone(ConnectionError):
     """The peer ended the stream within a message."""
 
 
+Receiver = Callable[[socket.socket, Sequence[memoryview], int], tuple[int, int]]
+"""See kvgate.native.BlockDigest.receive."""
+
+
 class Receive(Transfer):
     """Fills `views` in order, `nbytes` in all, and shows each piece to `consume` as it arrives."""
 
@@ -125,6 +132,7 @@ class Receive(Transfer):
         self.received = 0
         self._nbytes = nbytes
         self._consume = consume
+        self._receive = getattr(consume, "receive", None)
         self._views = deque(view for view in views if view)
 
     @property
@@ -133,6 +141,8 @@ class Receive(Transfer):
 
     def step(self) -> bool:
         """See Transfer. Raises PeerGone."""
+        if self._receive is not None:
+            return self._step_by(self._receive)
         budget = _STEP_NBYTES
         while self.left and budget > 0:
             view = self._views[0]
@@ -147,12 +157,29 @@ class Receive(Transfer):
             except BlockingIOError:
                 return False
             if not count:
-                raise PeerGone(f"the peer ended the stream {self.left} bytes before the end of the body")
+                raise self._peer_gone()
             self._take(count)
             budget -= count
             if count < asked:  # there is no more for now; epoll tells when there is
                 break
         return not self.left
+
+    def _step_by(self, receive: Receiver) -> bool:
+        """A step that is the consumer's own."""
+        views = list(islice(self._views, _IOV_VIEWS))
+        count, stopped = receive(self.sock, views, min(self.left, _STEP_NBYTES))
+        if count:
+            self.moved_at = time.monotonic()
+            self.received += count
+            self._drop(count)
+        if stopped == _ENDED:
+            raise self._peer_gone()
+        if stopped not in (0, errno.EAGAIN):
+            raise OSError(stopped, os.strerror(stopped))
+        return not self.left
+
+    def _peer_gone(self) -> PeerGone:
+        return PeerGone(f"the peer ended the stream {self.left} bytes before the end of the body")
 
     def _scattered(self) -> list[memoryview]:
         """The next views, as many as one call fills."""
@@ -168,15 +195,22 @@ class Receive(Transfer):
     def _take(self, count: int) -> None:
         self.moved_at = time.monotonic()
         self.received += count
+        for piece in self._drop(count):
+            self._consume(piece)
+
+    def _drop(self, count: int) -> list[memoryview]:
+        """The first `count` bytes of `views`, which are no longer to be filled."""
+        pieces = []
         while count:
             view = self._views[0]
             piece = view[:count]
-            self._consume(piece)
             count -= len(piece)
             if len(piece) == len(view):
                 self._views.popleft()
             else:
                 self._views[0] = view[len(piece) :]
+            pieces.append(piece)
+        return pieces
 
 
 class Send(Transfer):

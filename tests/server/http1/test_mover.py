@@ -6,17 +6,43 @@ import asyncio
 import itertools
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from kvgate.memory import BLOCK_NBYTES, crc64nvme, plain_digest
 from kvgate.server.http1.mover import Movers
 from kvgate.server.http1.transfer import Pace, PeerGone, Receive, Send
 
 PACE = Pace(30.0)
 NBYTES = 24 << 20
+
+Digest = plain_digest.BlockDigest
+
+
+class Ignore:
+    """A consumer that is no digest."""
+
+    def __call__(self, view: memoryview) -> None:
+        pass
+
+
+Consumer = Digest | Ignore
+
+try:
+    from kvgate.native import BlockDigest as DigestInC
+except ImportError:
+    DigestInC = Digest  # type: ignore[misc, assignment]
+
+DIGESTS = [
+    pytest.param(Digest, id="a digest in Python"),
+    pytest.param(DigestInC, id="a digest in C", marks=pytest.mark.skipif(DigestInC is Digest, reason="`make native`")),
+]
+each_digest = pytest.mark.parametrize("consumer", DIGESTS)
+each_consumer = pytest.mark.parametrize("consumer", [pytest.param(Ignore, id="no digest"), *DIGESTS])
 
 
 @pytest.fixture
@@ -79,10 +105,39 @@ async def test_many_small_buffers_leave_in_order(pair: tuple[socket.socket, sock
     assert received == body
 
 
-async def test_a_peer_that_goes_ends_the_transfer(pair: tuple[socket.socket, socket.socket], movers: Movers) -> None:
+@each_digest
+async def test_a_body_that_is_digested_alone_is_scattered_in_order(
+    pair: tuple[socket.socket, socket.socket], movers: Movers, consumer: type[Digest]
+) -> None:
+    """A digest in C takes the bytes off the socket by itself; behind the body is what belongs to the next request."""
+    ours, theirs = pair
+    body = os.urandom(NBYTES)
+    sender = threading.Thread(target=theirs.sendall, args=(body + b"next",))
+    sender.start()
+    room = bytearray(NBYTES + 4096)
+    cuts = [0, 1, 4096, 4097, 5000, *range(5001, 5300), 3 << 20, *range(4 << 20, 5 << 20, 8192), NBYTES + 4096]
+    views = [memoryview(room)[start:stop] for start, stop in itertools.pairwise(cuts)]
+    digest = consumer()
+    receive = Receive(ours, PACE, views, NBYTES, digest)
+    movers.submit(receive)
+    await receive.ended
+    sender.join()
+    assert room[:NBYTES] == body
+    assert not any(room[NBYTES:])
+    assert (receive.received, receive.left, digest.nbytes) == (NBYTES, 0, NBYTES)
+    assert digest.blocks.tolist() == [
+        crc64nvme([memoryview(body)[start : start + BLOCK_NBYTES]]) for start in range(0, NBYTES, BLOCK_NBYTES)
+    ]
+    assert ours.recv(10) == b"next"
+
+
+@each_consumer
+async def test_a_peer_that_goes_ends_the_transfer(
+    pair: tuple[socket.socket, socket.socket], movers: Movers, consumer: type[Consumer]
+) -> None:
     ours, theirs = pair
     theirs.sendall(bytes(1000))
-    receive = Receive(ours, PACE, [memoryview(bytearray(NBYTES))], NBYTES, lambda view: None)
+    receive = Receive(ours, PACE, [memoryview(bytearray(NBYTES))], NBYTES, consumer())
     movers.submit(receive)
     await asyncio.sleep(0.05)
     theirs.close()
@@ -133,12 +188,29 @@ async def test_a_cancelled_task_goes_on_when_nobody_touches_the_memory_any_more(
         await task
 
 
+@each_consumer
+async def test_an_error_of_the_socket_is_the_callers(
+    pair: tuple[socket.socket, socket.socket], movers: Movers, consumer: type[Consumer]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as theirs:
+        ours, _ = server.accept()
+        with ours:
+            ours.setblocking(False)
+            receive = Receive(ours, PACE, [memoryview(bytearray(NBYTES))], NBYTES, consumer())
+            movers.submit(receive)
+            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            theirs.close()
+            with pytest.raises(ConnectionResetError):
+                await receive.ended
+
+
+@each_consumer
 @pytest.mark.parametrize("rate", [0, 1 << 30])
 async def test_what_pauses_or_crawls_is_cut(
-    pair: tuple[socket.socket, socket.socket], movers: Movers, rate: int
+    pair: tuple[socket.socket, socket.socket], movers: Movers, rate: int, consumer: type[Consumer]
 ) -> None:
     ours, theirs = pair
-    receive = Receive(ours, Pace(0.3, rate), [memoryview(bytearray(NBYTES))], NBYTES, lambda view: None)
+    receive = Receive(ours, Pace(0.3, rate), [memoryview(bytearray(NBYTES))], NBYTES, consumer())
     movers.submit(receive)
     began = time.monotonic()
     while not receive.ended.done():
