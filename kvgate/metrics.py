@@ -5,9 +5,22 @@ Base units, `_total` on counters, no keys, hashes or tenants' names as labels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
+
+class _Latencies(Histogram):
+    """A histogram that also takes what was counted elsewhere, by the same buckets."""
+
+    def add(self, counts: Sequence[int], seconds: float) -> None:
+        """Add observations: how many fall into each bucket, and their sum."""
+        for bucket, count in zip(self._buckets, counts, strict=True):
+            bucket.inc(count)
+        self._sum.inc(seconds)
 
 
 class Metrics:
@@ -16,14 +29,14 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._request_counters: dict[tuple[str, int], Counter] = {}
-        self._request_histograms: dict[str, Histogram] = {}
+        self._request_histograms: dict[str, _Latencies] = {}
         self.requests = Counter(
             "kvgate_requests_total",
             "Requests answered, by operation and status",
             ["operation", "status"],
             registry=self.registry,
         )
-        self.request_seconds = Histogram(
+        self.request_seconds = _Latencies(
             "kvgate_request_seconds",
             "Time from the request's headers to the last byte of the answer",
             ["operation"],
@@ -240,14 +253,33 @@ class Metrics:
     def note_request(self, operation: str, status: int, seconds: float) -> None:
         """Count a request that has been answered. The children of the metrics are looked up once."""
         operation = operation or "unknown"
+        self._request_counter(operation, status).inc()
+        self._request_histogram(operation).observe(seconds)
+
+    def note_requests(
+        self, operation: str, statuses: Mapping[int, int], latencies: Sequence[int], seconds: float
+    ) -> None:
+        """Count requests that were answered and counted elsewhere.
+
+        statuses:  how many had each status
+        latencies: how many took at most as long as each of LATENCY_BUCKETS_S and longer than the one before, and last
+                   those that took longer than all; `seconds` is what they took together
+        """
+        for status, count in filter(itemgetter(1), statuses.items()):
+            self._request_counter(operation, status).inc(count)
+        self._request_histogram(operation).add(latencies, seconds)
+
+    def _request_counter(self, operation: str, status: int) -> Counter:
         counter = self._request_counters.get((operation, status))
         if counter is None:
             counter = self._request_counters[operation, status] = self.requests.labels(operation, str(status))
+        return counter
+
+    def _request_histogram(self, operation: str) -> _Latencies:
         histogram = self._request_histograms.get(operation)
         if histogram is None:
             histogram = self._request_histograms[operation] = self.request_seconds.labels(operation)
-        counter.inc()
-        histogram.observe(seconds)
+        return histogram
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, registry=self.registry)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -107,6 +108,19 @@ def in_chunks(response: Response) -> bool:
     return not isinstance(response.body, bytes) and response.body.nbytes is None
 
 
+def field_lines(headers: Mapping[str, str]) -> str:
+    """The lines of header fields. Raises ValueError for one with a line break in it."""
+    fields = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    if fields.count("\n") != len(headers) or fields.count("\r") != len(headers):
+        raise ValueError("a response header has a line break in it")
+    return fields
+
+
+def encode(lines: str) -> bytes:
+    """What is sent for the lines of a head."""
+    return lines.encode("utf-8", "surrogateescape")
+
+
 class HeadWriter:
     """Writes the heads of responses. The date is spelled once a second."""
 
@@ -124,16 +138,12 @@ class HeadWriter:
         if second != self._second:
             self._second = second
             self._common = time.strftime("Server: kvgate\r\nDate: %a, %d %b %Y %H:%M:%S GMT\r\n", time.gmtime(second))
-        lines = [f"{name}: {value}\r\n" for name, value in response.headers.items()]
         nbytes = response.content_length
         if nbytes is None and response.status not in (204, 304):
             nbytes = len(response.body) if isinstance(response.body, bytes) else response.body.nbytes
         length = "" if nbytes is None else f"Content-Length: {nbytes}\r\n"
         if in_chunks(response):
             length = "Transfer-Encoding: chunked\r\n"
-        fields = "".join(lines)
-        if fields.count("\n") != len(lines) or fields.count("\r") != len(lines):
-            raise ValueError("a response header has a line break in it")
         status_line = self._status_lines.get(response.status) or f"HTTP/1.1 {response.status} \r\n"
         ending = "Connection: close\r\n\r\n" if close else "\r\n"
-        return f"{status_line}{fields}{length}{self._common}{ending}".encode("utf-8", "surrogateescape")
+        return encode(f"{status_line}{field_lines(response.headers)}{length}{self._common}{ending}")
