@@ -4,10 +4,15 @@ Who imports this does the same without it, slower.
 """
 
 from array import array
-from collections.abc import Iterable, Sequence
-from typing import TypedDict, final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypedDict, TypeVar, final
 
 from typing_extensions import Buffer
+
+T = TypeVar("T")
+
+class _Leased(Protocol):
+    leases: int
 
 CRC64NVME_PATHS: tuple[str, ...]
 """The ways that this processor has to take a crc64nvme, the fastest, which is taken, first."""
@@ -178,3 +183,9 @@ class PlaneCounts(TypedDict):
     HeadObject: _Answers
     sent_bytes: int
     late: dict[str, int]
+
+def find_chain(objects: Mapping[str, T], prefix: str, hashes: bytes, /) -> list[T]:
+    """See kvgate.store.plain_walks.find_chain."""
+
+def add_leases(entries: Iterable[_Leased], more: int, /) -> None:
+    """See kvgate.store.plain_walks.add_leases. Raises TypeError for what has no slot for leases."""

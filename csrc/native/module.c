@@ -7,6 +7,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "chains.h"
 #include "credentials_type.h"
 #include "digest.h"
 #include "hashes.h"
@@ -17,6 +18,7 @@ static int (*const contents[])(PyObject *module) = {
     kvgate_add_hashes,
     kvgate_add_credentials,
     kvgate_add_plane,
+    kvgate_add_chains,
 };
 
 static int fill_module(PyObject *module)

@@ -32,6 +32,7 @@ from kvgate.store.quota import Quota
 from kvgate.store.refusals import Refusals
 from kvgate.store.residents import Policy, Residents
 from kvgate.store.values import TierUsage
+from kvgate.store.walks import add_leases
 from kvgate.store.write_budget import WriteBudget
 from kvgate.tiers.base import HERE, Copy, Inspected, Name, Record, Tier
 from kvgate.tiers.host import HostTier
@@ -245,15 +246,13 @@ class Copies:
 
     def lease_all(self, entries: Sequence[Entry]) -> None:
         """`lease` of each."""
-        for entry in entries:
-            entry.leases += 1
+        add_leases(entries, 1)
 
     def unlease_all(self, entries: Sequence[Entry]) -> None:
         """`unlease` of each."""
-        for entry in entries:
-            entry.leases -= 1
-            if not entry.current:
-                self._let_go(entry)
+        add_leases(entries, -1)
+        for old in [entry for entry in entries if not entry.current]:
+            self._let_go(old)
 
     def unlease(self, entry: Entry) -> None:
         """End one lease on an entry; the last one on a replaced entry lets its copies go."""

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
 
-from kvgate.chunk.chain import HASH_NBYTES
 from kvgate.chunk.key import KV_PREFIX, RESERVED_PREFIX
 from kvgate.errors import NoSuchBucket
 from kvgate.store.retention import HARD, NONE, Retention
+from kvgate.store.walks import find_chain
 from kvgate.tiers.base import Copy, Name, Record
 
 _MAX_PASSED_OVER = 10_000
@@ -199,15 +199,7 @@ class Index:
 
         hashes: 32 bytes each, one after the other
         """
-        find = self.objects(tenant, bucket).get
-        prefix, digits, step = f"{KV_PREFIX}{space}/", hashes.hex(), 2 * HASH_NBYTES
-        entries: list[Entry] = []
-        append = entries.append
-        for start in range(0, len(digits), step):  # a quarter of a microsecond each: hundreds of thousands in one call
-            entry = find(prefix + digits[start : start + step])
-            if entry is None:
-                break
-            append(entry)
+        entries: list[Entry] = find_chain(self.objects(tenant, bucket), f"{KV_PREFIX}{space}/", hashes)
         if self._retention.watches(tenant, bucket):
             entries = list(itertools.takewhile(lambda entry: not self._retention.is_over(entry), entries))
         return entries
