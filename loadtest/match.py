@@ -5,9 +5,9 @@
 Fills a store with chunks of a few bytes of KV each (the least that a space allows), then asks for random runs of
 them, in msgpack, through the API as a server calls it: the request's signature and sha256 are verified, the chunks
 are leased and touched, the answer is packed, and each lease is released by a call of its own, which counts too.
-Without sockets, so that the figure is the gateway's CPU alone. The floor is what no server in Python can beat: a dict
-with the same bytes as keys, one lookup a hash. Prints hashes a second of both, in alternation, by wall clock and by
-CPU time, and their ratio.
+Without sockets, so that the figure is the gateway's CPU alone. The dict loop is what no server in Python alone can
+beat: a dict with the same bytes as keys, one lookup a hash. Prints hashes a second of both, in alternation, by wall
+clock and by CPU time, and their ratio.
 """
 
 from __future__ import annotations
