@@ -60,9 +60,7 @@ class PlaneBoard:
         note_uses()
         try:
             yield
-        finally:
-            published.note_uses()
-            self.collect()
+        finally:  # in this order: memory is given back when no thread reads it
             self._running = False
             self._plane.close()
             published.detach()

@@ -236,6 +236,24 @@ async def test_reads_of_the_plane_are_noted_by_themselves(gate: Gate) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("closed_before", [False, True])
+async def test_all_memory_is_given_back_when_the_plane_ends(tmp_path: Path, closed_before: bool) -> None:
+    memory, metrics = HostTier(HostConfig(capacity=Size(64 * MiB))), Metrics()
+    async with open_store(memory, [], TENANTS, config=StoreConfig(), metrics=metrics, catalog=tmp_path / "b") as store:
+        gate = Gate(store, memory, metrics)
+        with gate.board.running(store.published), gate.connect():
+            await gate.put("key", bytes(MiB))
+            await gate.ask_python("GET", "/bucket/key")
+            await gate.ask_plane("GET", "/bucket/key")
+            asyncio.get_running_loop().remove_reader(gate.fd)
+            if closed_before:
+                gate.plane.close()
+        assert memory.arena.lease_count == 1
+        assert gate.sample("kvgate_published_objects") == 0
+        await gate.ask_python("GET", "/bucket/key")
+        assert memory.arena.lease_count == 1
+
+
 async def test_corrupt_memory_is_found_and_never_sent_whole(gate: Gate) -> None:
     await gate.put("key", bytes(3 * MiB))
     await gate.ask_python("GET", "/bucket/key")
