@@ -81,7 +81,11 @@ static int add_to(PyObject **place, long more)
         PyErr_SetString(PyExc_AttributeError, "leases");
     if (value == -1 && PyErr_Occurred())
         return -1;
-    PyObject *sum = PyLong_FromLong(value + more), *before = *place;
+    if (__builtin_add_overflow(value, more, &value)) {
+        PyErr_SetString(PyExc_OverflowError, "too many leases");
+        return -1;
+    }
+    PyObject *sum = PyLong_FromLong(value), *before = *place;
     if (!sum)
         return -1;
     *place = sum;
@@ -94,7 +98,7 @@ static PyObject *add_leases(PyObject *module, PyObject *const *arguments, Py_ssi
     (void)module;
     if (count != 2)
         return PyErr_Format(PyExc_TypeError, "add_leases takes 2 arguments, not %zd", count);
-    int more = _PyLong_AsInt(arguments[1]);
+    long more = PyLong_AsLong(arguments[1]);
     if (more == -1 && PyErr_Occurred())
         return NULL;
     PyObject *entries = PySequence_Fast(arguments[0], "entries must be iterable");
