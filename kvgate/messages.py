@@ -247,6 +247,7 @@ class Response:
 
     For HEAD, `content_length` states the length of the body that GET would send.
     `operation` is the name of what was answered, for the metrics.
+    `published`: whether the native plane may answer such a request from now on.
     """
 
     status: int = 200
@@ -254,3 +255,4 @@ class Response:
     body: bytes | ResponseBody = b""
     content_length: int | None = None
     operation: str = ""
+    published: bool = False

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from kvgate.tiers.base import Record
 
 
-def publish(context: Context, record: Record) -> None:
-    """Have the plane answer from now on for an object that its owner has just asked for, if it can."""
-    if context.access.caller is context.tenant:
-        context.store.published.offer(record, described)
+def publish(context: Context, record: Record) -> bool:
+    """Have the plane answer from now on for an object that its owner has just asked for, if it can; whether it does."""
+    return context.access.caller is context.tenant and context.store.published.offer(record, described)

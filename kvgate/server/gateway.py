@@ -27,7 +27,7 @@ from kvgate.kvapi.call import Local
 from kvgate.memory.handoff import BOOT_ID_NBYTES
 from kvgate.memory.threads import started_threads
 from kvgate.messages import Buffers, Request, Response
-from kvgate.metrics import Metrics
+from kvgate.metrics import LATENCY_BUCKETS_S, Metrics
 from kvgate.s3.api import S3
 from kvgate.s3.errors import error_response
 from kvgate.s3.target import host_bucket
@@ -36,6 +36,7 @@ from kvgate.server.config import GatewayConfig, ListenConfig
 from kvgate.server.front import Front
 from kvgate.server.http1.front import Listener, PlainFront
 from kvgate.server.listening import BACKLOG, listen_tcp, listening_unix
+from kvgate.server.plane_board import PlaneBoard
 from kvgate.server.shm.listener import EngineListener
 from kvgate.store.store import open_store
 from kvgate.store.values import TenantStats
@@ -44,6 +45,12 @@ from kvgate.tiers.disk import DiskTier
 from kvgate.tiers.guarded import Guarded, guarded
 from kvgate.tiers.host import HostTier
 from kvgate.tiers.peer import PeerTier
+
+try:
+    from kvgate import native
+    from kvgate.auth.native_credentials import native_credentials
+except ImportError:  # not built: Python answers everything
+    native = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +161,12 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
 
         app = admin_app(metrics, collect, lambda: not draining.is_set(), healths, store.scrubber, stats, store.recorder)
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
-        plain = PlainFront(handle, listen, metrics)
+        plane = _plane(config, tenants, domains)
+        if plane is not None:
+            board = PlaneBoard(plane, tenants, metrics, memory.name)
+            stack.enter_context(board.running(store.published))
+            collectors.append(board.collect)
+        plain = PlainFront(handle, listen, metrics, plane, store.published.settle)
         stack.callback(plain.close)
         collectors.append(plain.collect)
         for each in unix_listeners:
@@ -216,6 +228,24 @@ async def _run(
 
 async def _drain(fronts: Sequence[Front | PlainFront], timeout_s: float) -> None:
     await asyncio.gather(*[front.drain(timeout_s) for front in fronts])
+
+
+def _plane(config: GatewayConfig, tenants: Tenants, domains: Sequence[str]) -> native.Plane | None:
+    """The threads that answer for hot objects; None where there are none to be, or the extension was not built."""
+    listen = config.listen
+    if native is None or not config.store.published:
+        return None
+    return native.Plane(
+        native_credentials(tenants, max_skew_s=listen.max_skew, session_ttl_s=listen.session_ttl),
+        threads=listen.movers,
+        domains=domains,
+        max_header=listen.max_header,
+        idle_timeout_s=listen.idle_timeout,
+        header_timeout_s=listen.header_timeout,
+        body_timeout_s=listen.body_timeout,
+        min_rate=listen.min_rate,
+        latency_buckets_s=LATENCY_BUCKETS_S,
+    )
 
 
 def _tls(config: ListenConfig) -> ssl.SSLContext | None:

@@ -142,20 +142,23 @@ class Published:
 
     # --- what is published --------------------------------------------------------------------------------------------
 
-    def offer(self, record: Record, describe: Describe) -> None:
-        """Publish an object that a client of its owner has just asked for, if the plane would answer as the store."""
+    def offer(self, record: Record, describe: Describe) -> bool:
+        """Publish an object that a client of its owner has just asked for, if the plane would answer as the store.
+
+        Whether it is published now.
+        """
         board = self._board
         if board is None or not self._limit:
-            return
+            return False
         entry = self._publishable(record)
         if entry is None:
-            return
+            return False
         if entry in self._shown:
             self._shown.move_to_end(entry)
-            return
+            return True
         copy = entry.copies[MEMORY]
         if copy is None or copy.lease is None:
-            return
+            return False
         lease = copy.lease.share()
         try:
             number = board.publish(record, *describe(record), lease, copy.blocks)
@@ -164,12 +167,13 @@ class Published:
             raise
         if number is None:
             lease.release()
-            return
+            return False
         self._shown[entry] = self._numbers[number] = _Publication(entry, number, lease)
         self._places.setdefault(record[:2], set()).add(entry)
         if len(self._shown) > self._limit:
             self.note_uses()
             self.withdraw(next(iter(self._shown)))
+        return entry in self._shown
 
     def _publishable(self, record: Record) -> Entry | None:
         """The entry of a record, if it is the current one and nothing but its bytes and headers makes its answer."""

@@ -22,10 +22,10 @@ async def get_object(context: Context, input: ReadInput) -> Response:
         if selection.start == selection.stop:
             return Response(selection.status, selection.headers)
         context.store.rates.read.take(context.payer, selection.stop - selection.start)
-        publish(context, read.record)
+        published = publish(context, read.record)
         body = await read.load(selection.start, selection.stop)
         stack.pop_all()
-    return Response(selection.status, selection.headers, body)
+    return Response(selection.status, selection.headers, body, published=published)
 
 
 operation = Operation("GetObject", ReadInput.parse, get_object, PARAMETERS)

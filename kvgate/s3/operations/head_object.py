@@ -15,9 +15,9 @@ async def head_object(context: Context, input: ReadInput) -> Response:
     selection = input.select(record)
     if context.settings or context.store.watches_ends(record):
         selection.headers.update(expiration_headers(context.store, record))
-    publish(context, record)
+    published = publish(context, record)
     nbytes = None if selection.status == 304 else selection.stop - selection.start
-    return Response(selection.status, selection.headers, content_length=nbytes)
+    return Response(selection.status, selection.headers, content_length=nbytes, published=published)
 
 
 operation = Operation("HeadObject", ReadInput.parse, head_object, PARAMETERS, action="GetObject")

@@ -37,7 +37,6 @@ _DISCARD_NBYTES = 1 << 20
 """An unread body of at most so many bytes is read and dropped, so that the connection can serve on."""
 
 _LINGER_S = 5.0
-_READS = frozenset({"GetObject", "HeadObject"})
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -45,7 +44,7 @@ class Connection:
     """See the module. Made and used on the event loop."""
 
     __slots__ = (
-        *("_front", "_interest", "_on_loop", "_reads", "_received"),
+        *("_front", "_interest", "_on_loop", "_hot", "_received"),
         *("active_at", "busy", "closed", "listener", "sock", "transfer"),
     )
 
@@ -58,7 +57,7 @@ class Connection:
         self.busy = False
         self.closed = False
         self._front = front
-        self._reads = False  # whether the last request was one that the plane may answer another time
+        self._hot = False  # whether the plane may answer another such request as the last one
         self._received = received  # what has come and belongs to the head, the body or the request to come
         self.transfer: Transfer | None = None
         """The one that is waited for, wherever it is moved."""
@@ -129,7 +128,7 @@ class Connection:
         keep = False
         try:
             response = await front.handle(request, front.request_id())
-            self._reads = response.operation in _READS and response.status in (200, 206)
+            self._hot = response.published
             try:
                 keep = await self._answer(head, body, response)
             finally:
@@ -157,7 +156,7 @@ class Connection:
 
     def rest(self) -> None:
         """Let the plane wait for the next request, where that may be one that it answers."""
-        if self._reads and self.idle and not self.closed:
+        if self._hot and self.idle and not self.closed:
             self._front.give_back(self)
 
     async def _answer(self, head: Head, body: Body, response: Response) -> bool:

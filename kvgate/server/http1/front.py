@@ -79,7 +79,7 @@ class PlainFront:
         settle: Callable[[], None] = lambda: None,
     ) -> None:
         """
-        plane:  to wait for requests, and answer what it can; `close` ends it
+        plane:  to wait for requests, and answer what it can; the caller's to close, after `close`
         settle: called when it has news besides its connections
         """
         self.handle = handle
@@ -152,8 +152,6 @@ class PlainFront:
         self.stop_listening()
         self._sweeper.cancel()
         self._loop.remove_reader(self.epoll.fileno())
-        if self._plane is not None:
-            self._plane.close()
         self.movers.close()
         self.epoll.close()
 
