@@ -2,7 +2,6 @@
 
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 #include <time.h>
 
 #include "parse.h"
@@ -84,7 +83,6 @@ static const char *date_text(struct date *date, int64_t now_s)
 size_t write_answer(char *out, const struct head *head, const struct object *object, struct selection selection,
                     struct date *date, int64_t now_s, uint64_t id, int closes)
 {
-    const struct text mode = head->values[H_CHECKSUM_MODE];
     uint64_t nbytes = selection.stop - selection.start;
     char *at = out;
     at += sprintf(at, "HTTP/1.1 %s\r\n", selection.partial ? "206 Partial Content" : "200 OK");
@@ -92,7 +90,7 @@ size_t write_answer(char *out, const struct head *head, const struct object *obj
     if (selection.partial)
         at += sprintf(at, "Content-Range: bytes %llu-%llu/%llu\r\n", (unsigned long long)selection.start,
                       (unsigned long long)selection.stop - 1, (unsigned long long)object->nbytes);
-    if (mode.len == 7 && !strncasecmp(mode.at, "enabled", 7) && nbytes == object->nbytes)
+    if (text_is_nocase(head->values[H_CHECKSUM_MODE], "enabled", 7) && nbytes == object->nbytes)
         at = put(at, object->checksums.at, object->checksums.len);
     at += sprintf(at, "x-amz-request-id: %016llx\r\nContent-Length: %llu\r\nServer: kvgate\r\nDate: %s\r\n%s\r\n",
                   (unsigned long long)id, (unsigned long long)nbytes, date_text(date, now_s),

@@ -1,7 +1,6 @@
 #include "head.h"
 
 #include <string.h>
-#include <strings.h>
 
 #include "parse.h"
 
@@ -35,10 +34,10 @@ static int take_request_line(struct head *head, const char *at, const char *end)
     return 1;
 }
 
-static int header_of(const char *name, size_t nbytes)
+static int header_of(struct text name)
 {
     for (int header = 0; header < H_COUNT; header++)
-        if (header_names[header].len == nbytes && !strncasecmp(header_names[header].at, name, nbytes))
+        if (text_is_nocase(name, header_names[header].at, header_names[header].len))
             return header;
     return -1;
 }
@@ -49,7 +48,7 @@ static int take_field(struct head *head, const char *at, const char *end)
     const char *colon = memchr(at, ':', (size_t)(end - at));
     if (!colon)
         return 0;
-    int header = header_of(at, (size_t)(colon - at));
+    int header = header_of((struct text){at, (uint32_t)(colon - at)});
     if (header < 0 || head->values[header].at)
         return 0;
     const char *value = colon + 1;
@@ -70,7 +69,7 @@ static int is_plain(const struct head *head)
     const struct text *length = &head->values[H_CONTENT_LENGTH], *option = &head->values[H_CONNECTION];
     if (!head->values[H_HOST].at || (length->at && !text_is(*length, "0")))
         return 0;
-    return !option->at || (option->len == 10 && !strncasecmp(option->at, "keep-alive", 10));
+    return !option->at || (text_is_nocase(*option, "keep-alive", 10));
 }
 
 int parse_head(struct head *head, const char *data, size_t nbytes)

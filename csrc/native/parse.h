@@ -16,3 +16,16 @@ static inline int text_is(struct text text, const char *other)
 {
     return text.len == strlen(other) && !memcmp(text.at, other, text.len);
 }
+
+// As text_is, whatever the case of ASCII letters; `other` is in lower case. Unlike strncasecmp the same in every locale.
+static inline int text_is_nocase(struct text text, const char *other, size_t nbytes)
+{
+    if (text.len != nbytes)
+        return 0;
+    for (size_t i = 0; i < nbytes; i++) {
+        char c = text.at[i];
+        if ((c >= 'A' && c <= 'Z' ? (char)(c | 0x20) : c) != other[i])
+            return 0;
+    }
+    return 1;
+}

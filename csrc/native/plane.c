@@ -6,7 +6,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
@@ -334,7 +333,7 @@ static int names_bucket(const struct plane_options *options, struct text host)
     for (size_t i = 0; i < options->domain_count; i++) {
         struct text domain = options->domains[i];
         if (host.len > domain.len && host.at[host.len - domain.len - 1] == '.' &&
-            !strncasecmp(host.at + host.len - domain.len, domain.at, domain.len))
+            text_is_nocase((struct text){host.at + host.len - domain.len, domain.len}, domain.at, domain.len))
             return 1;
     }
     return 0;
