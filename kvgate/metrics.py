@@ -219,6 +219,9 @@ class Metrics:
             "Whether the system backs the host tier with huge pages: 0 or 1",
             registry=self.registry,
         )
+        self.plane_requests = self._counter(
+            "kvgate_plane_requests_total", "Requests that the native plane answered, which are counted by operation too"
+        )
         self.published_objects = Gauge(
             "kvgate_published_objects",
             "Objects that the native data plane answers for by itself",

@@ -71,7 +71,9 @@ class ListenConfig:
         default=16_384, help="connections at the same time; one more is answered 503 and closed"
     )
     movers: int = option(
-        default=2, help="threads that copy large bodies between memory and sockets; one a core that is free for it"
+        default=2,
+        help="threads that copy large bodies between memory and sockets, and as many that answer GETs of hot objects; "
+        "one a core that is free for it",
     )
     region: str = option(default="us-east-1", help="the S3 region that the gateway names; any region may sign")
     domains: tuple[str, ...] = option(

@@ -107,6 +107,7 @@ class PlaneBoard:
             statuses = {status: count - old["answers"][status] for status, count in new["answers"].items()}
             latencies = [count - known for count, known in zip(new["latencies"], old["latencies"], strict=True)]
             if any(latencies):
+                metrics.plane_requests.inc(sum(latencies))
                 metrics.note_requests(operation, statuses, latencies, new["seconds"] - old["seconds"])
         gets, known = counts["GetObject"]["answers"], before["GetObject"]["answers"]
         metrics.reads.labels(self._tier).inc(sum(gets.values()) - sum(known.values()))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.client
+import importlib.util
 import os
+import random
 import resource
 import selectors
 import socket
@@ -59,14 +61,18 @@ def ended_after_s(sock: socket.socket, began: float) -> float:
     return time.monotonic() - began
 
 
+PLANE = importlib.util.find_spec("kvgate.native") is not None
+
 # --- time limits ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def hasty(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
-    """A gateway that waits for nobody long."""
+@pytest.fixture(scope="module", params=["plane", "python"])
+def hasty(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """A gateway that waits for nobody long, with the native plane and without."""
     folder = tmp_path_factory.mktemp("hasty")
     config = default_config(folder)
+    if request.param == "python":
+        config["store"] = {"published": 0}
     config["listen"] |= {"header_timeout": 1, "idle_timeout": 2, "body_timeout": 1, "min_rate": "100KiB"}
     config["listen"]["unix_socket"] = str(folder / "http.sock")
     running = RunningGateway(folder, config).start()
@@ -365,3 +371,46 @@ def test_pipelined_requests_are_answered_while_another_connection_is_slow(gatewa
         assert answers == [(200, b"1"), (200, b"2" * (3 * MiB)), (200, b"1")]
         slow.sendall(bytes(4 * MiB))
         assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.skipif(not PLANE, reason="the native extension was not built")
+def test_hot_objects_are_answered_by_the_plane_as_by_python(gateway: RunningGateway) -> None:
+    body = random.Random(1).randbytes(3 * MiB)
+    put(gateway, "front/hot", body)
+    before = gateway.metrics()["kvgate_plane_requests_total"]
+    with connect(gateway) as sock:
+        answers = []
+        for method in ("GET", "GET", "HEAD", "GET"):
+            sock.sendall(head_of(gateway, method, "front/hot"))
+            with http.client.HTTPResponse(sock, method=method) as answer:
+                answer.begin()
+                content = answer.read()
+            changing = {"x-amz-request-id", "Date"}
+            answers.append(
+                (method, answer.status, content, [row for row in answer.getheaders() if row[0] not in changing])
+            )
+        assert answers[0] == answers[1] == answers[3]
+        assert answers[0][2] == body
+        assert answers[2][3] == answers[0][3]
+    assert gateway.metrics()["kvgate_plane_requests_total"] == before + 3
+
+
+@pytest.mark.skipif(not PLANE, reason="the native extension was not built")
+def test_a_connection_changes_between_plane_and_python_as_its_requests_do(gateway: RunningGateway) -> None:
+    with connect(gateway) as sock:
+        for version in range(20):
+            body = bytes([version]) * (1000 + version)
+            sock.sendall(head_of(gateway, "PUT", "front/turns", len(body)) + body)
+            for method in ("PUT", "GET", "HEAD", "GET", "GET"):
+                if method != "PUT":
+                    sock.sendall(head_of(gateway, method, "front/turns"))
+                with http.client.HTTPResponse(sock, method=method) as answer:
+                    answer.begin()
+                    assert answer.status == 200
+                    assert answer.read() == (body if method == "GET" else b"")
+        for method, status in (("DELETE", 204), ("GET", 404)):
+            sock.sendall(head_of(gateway, method, "front/turns"))
+            with http.client.HTTPResponse(sock) as answer:
+                answer.begin()
+                assert answer.status == status
+                answer.read()
