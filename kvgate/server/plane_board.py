@@ -106,11 +106,12 @@ class PlaneBoard:
         ):
             statuses = {status: count - old["answers"][status] for status, count in new["answers"].items()}
             latencies = [count - known for count, known in zip(new["latencies"], old["latencies"], strict=True)]
-            if any(latencies):
-                metrics.plane_requests.inc(sum(latencies))
-                metrics.note_requests(operation, statuses, latencies, new["seconds"] - old["seconds"])
-        gets, known = counts["GetObject"]["answers"], before["GetObject"]["answers"]
-        metrics.reads.labels(self._tier).inc(sum(gets.values()) - sum(known.values()))
+            if not any(latencies):
+                continue
+            metrics.plane_requests.inc(sum(latencies))
+            metrics.note_requests(operation, statuses, latencies, new["seconds"] - old["seconds"])
+            if operation == "GetObject":
+                metrics.reads.labels(self._tier).inc(sum(statuses.values()))
         metrics.sent_bytes.inc(counts["sent_bytes"] - before["sent_bytes"])
         for what, count in counts["late"].items():
             if count > before["late"][what]:

@@ -225,6 +225,12 @@ async def test_what_the_plane_did_is_in_the_metrics(gate: Gate) -> None:
         assert gate.sample("kvgate_request_seconds_bucket", **get, le="+Inf") == 4 * round
 
 
+async def test_a_plane_that_did_nothing_is_not_in_the_metrics(gate: Gate) -> None:
+    gate.board.collect()
+    text = gate.metrics.exposition().decode()
+    assert not re.search(r"^kvgate_(reads_total|requests_total|request_seconds_count)", text, re.MULTILINE)
+
+
 async def test_reads_of_the_plane_are_noted_by_themselves(gate: Gate) -> None:
     for key in ("a", "b"):
         await gate.put(key, key.encode())
