@@ -27,6 +27,7 @@ native: ## Build kvgate.native again, in place, after a change of csrc/native
 	.venv/bin/python -c 'from setuptools import setup; setup()' --quiet build_ext --inplace --force
 
 test: .venv/installed ## Run every test
+	$(MAKE) --no-print-directory native
 	$(MAKE) --no-print-directory --jobs 3 with-clients with-lmcache with-vllm
 	.venv/bin/pytest -n $(TEST_PROCESSES) --dist loadfile --reruns 2
 

@@ -11,8 +11,10 @@ from collections.abc import Iterable, Sequence
 from kvgate.memory.block_span import BLOCK_NBYTES, block_span, span_of_blocks
 
 try:
-    from kvgate.native import BlockDigest, combine_crc64nvme, verify_blocks
+    from kvgate.native import CRC64NVME_PATHS, BlockDigest, combine_crc64nvme, verify_blocks
     from kvgate.native import crc64nvme as extend_crc64nvme
+
+    NATIVE = True
 except ImportError:  # it was not built: slower, and all else the same
     from kvgate.memory.plain_digest import (  # type: ignore[assignment]
         BlockDigest,
@@ -21,8 +23,13 @@ except ImportError:  # it was not built: slower, and all else the same
         verify_blocks,
     )
 
+    CRC64NVME_PATHS, NATIVE = ("awscrt",), False
+
 __all__ = [
     "BLOCK_NBYTES",
+    "CRC64NVME_PATHS",
+    "NATIVE",
+    "NATIVE_MEND",
     "BlockDigest",
     "block_span",
     "combine_blocks",
@@ -32,6 +39,9 @@ __all__ = [
     "span_of_blocks",
     "verify_blocks",
 ]
+
+NATIVE_MEND = "install a C compiler and Python's headers (Debian, Ubuntu: gcc and python3-dev), then kvgate again"
+"""What to do where kvgate.native was not built."""
 
 
 def crc64nvme(views: Iterable[memoryview]) -> int:

@@ -10,17 +10,24 @@ import time
 
 from kvgate.cli.machine.finding import Finding
 from kvgate.config import GiB, MiB
-from kvgate.memory.digest import extend_crc64nvme
+from kvgate.memory.digest import CRC64NVME_PATHS, NATIVE, NATIVE_MEND, extend_crc64nvme
 
 
 def findings() -> list[Finding]:
     """What the gateway runs on, apart from memory, disk and devices."""
-    return [_python(), _kernel(), _checksum(), _open_files(), _congestion_control()]
+    return [_python(), _native(), _kernel(), _checksum(), _open_files(), _congestion_control()]
 
 
 def _python() -> Finding:
     value = f"{platform.python_implementation()} {platform.python_version()}"
     return Finding("python", "ok", value, "3.11 or later runs the gateway")
+
+
+def _native() -> Finding:
+    name, meaning = "kvgate.native", "C for what Python is too slow for: digests, and requests for what lies in memory"
+    if NATIVE:
+        return Finding(name, "ok", "built", meaning)
+    return Finding(name, "warn", "not built", meaning, NATIVE_MEND)
 
 
 def _kernel() -> Finding:
@@ -37,7 +44,7 @@ def _checksum() -> Finding:
     return Finding(
         "crc64nvme",
         "ok" if rate >= 2 else "warn",
-        f"{rate:.1f} GiB/s on one core, {os.cpu_count()} cores",
+        f"{rate:.1f} GiB/s on one core by {CRC64NVME_PATHS[0]}, {os.cpu_count()} cores",
         "every byte is checked on its way in and out of a tier",
         "" if rate >= 2 else "the processor, or the virtual machine's CPU model, lacks PCLMULQDQ or PMULL; expose it",
     )
