@@ -49,6 +49,7 @@ ifndef QUICK
 	timeout 60 .cache/bench/bin/python loadtest/arena.py
 	timeout 60 .cache/bench/bin/python loadtest/chain_hash.py
 	timeout 60 .cache/bench/bin/python loadtest/handle.py
+	timeout 60 .cache/bench/bin/python loadtest/digest.py
 	timeout 120 .cache/bench/bin/python loadtest/restart.py --objects 100000
 	timeout 120 .cache/bench/bin/python loadtest/soak.py --seconds 15
 	timeout 120 .cache/bench/bin/python loadtest/prefetch.py

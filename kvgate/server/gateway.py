@@ -24,7 +24,7 @@ from kvgate.auth.tenants import Tenants
 from kvgate.errors import ConfigError, KVGateError
 from kvgate.kvapi.api import KVApi
 from kvgate.kvapi.call import Local
-from kvgate.memory.digest import NATIVE, NATIVE_MEND
+from kvgate.memory.digest import NATIVE_MEND
 from kvgate.memory.handoff import BOOT_ID_NBYTES
 from kvgate.memory.threads import started_threads
 from kvgate.messages import Buffers, Request, Response
@@ -71,7 +71,7 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
     Leaving it drains: no new connections, requests in flight go on for at most `listen.drain_timeout`, and what is only
     in memory is written to the lower tiers. Raises ConfigError for an address that cannot be had, TierError.
     """
-    if not NATIVE:
+    if native is None:
         logger.warning("kvgate.native was not built: all works, but slower; %s", NATIVE_MEND)
     metrics, tenants = Metrics(), Tenants(config.tenants)
     configured = config.tier_options()
