@@ -13,6 +13,9 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <arm_neon.h>
+#include <sys/auxv.h>
 #endif
 
 #define POLYNOMIAL 0x9a6c9329ac4bc9b5u /* of CRC-64/NVME, reflected, without its x^64 */
@@ -61,7 +64,7 @@ static uint64_t by_table(uint64_t state, const uint8_t *at, size_t nbytes)
     return state;
 }
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) || (defined(__aarch64__) && defined(__linux__))
 
 #define ACCUMULATORS 8
 
@@ -70,23 +73,29 @@ struct shift {
     uint64_t first, second;
 };
 
-static struct shift by_128, by_256, by_512, by_128_each, by_256_each, by_512_each; /* `each`: over all accumulators */
+static struct shift by_128, by_128_each; /* `each`: over all accumulators */
 
 static struct shift shift_by(unsigned nbits)
 {
     return (struct shift){x_to_the(nbits + 63), x_to_the(nbits - 1)};
 }
 
-#define PCLMUL __attribute__((target("pclmul,sse2")))
-#define VPCLMUL_256 __attribute__((target("avx2,vpclmulqdq,pclmul")))
-#define VPCLMUL_512 __attribute__((target("avx512f,avx2,vpclmulqdq,pclmul")))
-
 /* Ask for what comes later: one thread gets a fifth more from memory than by the processor's own foresight. */
 static inline void look_ahead(const uint8_t *at, size_t nbytes)
 {
     for (size_t line = 0; line < nbytes; line += 64)
-        _mm_prefetch((const char *)((uintptr_t)at + 2048 + line), _MM_HINT_T0);
+        __builtin_prefetch((const void *)((uintptr_t)at + 2048 + line));
 }
+
+#endif
+
+#if defined(__x86_64__)
+
+static struct shift by_256, by_512, by_256_each, by_512_each;
+
+#define PCLMUL __attribute__((target("pclmul,sse2")))
+#define VPCLMUL_256 __attribute__((target("avx2,vpclmulqdq,pclmul")))
+#define VPCLMUL_512 __attribute__((target("avx512f,avx2,vpclmulqdq,pclmul")))
 
 PCLMUL static inline __m128i pair_128(const struct shift *by)
 {
@@ -193,6 +202,47 @@ VPCLMUL_512 static uint64_t by_vpclmul_512(uint64_t state, const uint8_t *at, si
     return finish(sum, at, nbytes);
 }
 
+#elif defined(__aarch64__) && defined(__linux__)
+
+#define PMULL __attribute__((target("+crypto")))
+
+PMULL static inline uint64x2_t load(const uint8_t *at)
+{
+    return vreinterpretq_u64_u8(vld1q_u8(at));
+}
+
+PMULL static inline uint64x2_t fold(uint64x2_t sum, const struct shift *by, uint64x2_t next)
+{
+    const poly128_t first = vmull_p64((poly64_t)vgetq_lane_u64(sum, 0), (poly64_t)by->first);
+    const poly128_t second = vmull_p64((poly64_t)vgetq_lane_u64(sum, 1), (poly64_t)by->second);
+    return veorq_u64(veorq_u64(vreinterpretq_u64_p128(first), vreinterpretq_u64_p128(second)), next);
+}
+
+PMULL static uint64_t by_pmull(uint64_t state, const uint8_t *at, size_t nbytes)
+{
+    const size_t step = 16 * ACCUMULATORS;
+    if (nbytes < step)
+        return by_table(state, at, nbytes);
+    uint64x2_t sums[ACCUMULATORS];
+    for (int i = 0; i < ACCUMULATORS; i++)
+        sums[i] = load(at + 16 * i);
+    sums[0] = veorq_u64(sums[0], vsetq_lane_u64(state, vdupq_n_u64(0), 0));
+    const struct shift by = by_128_each, one = by_128;
+    for (at += step, nbytes -= step; nbytes >= step; at += step, nbytes -= step) {
+        look_ahead(at, step);
+        for (int i = 0; i < ACCUMULATORS; i++)
+            sums[i] = fold(sums[i], &by, load(at + 16 * i));
+    }
+    uint64x2_t sum = sums[0];
+    for (int i = 1; i < ACCUMULATORS; i++)
+        sum = fold(sum, &one, sums[i]);
+    for (; nbytes >= 16; at += 16, nbytes -= 16)
+        sum = fold(sum, &one, load(at));
+    uint8_t last[16];
+    vst1q_u8(last, vreinterpretq_u8_u64(sum));
+    return by_table(by_table(0, last, sizeof last), at, nbytes);
+}
+
 #endif
 
 typedef uint64_t run_function(uint64_t state, const uint8_t *at, size_t nbytes);
@@ -203,7 +253,7 @@ static struct path {
     run_function *run;
 } paths[5];
 
-#if defined(__x86_64__)
+#if defined(ACCUMULATORS)
 /* Take `run` as the next way, if it agrees with the table: no machine is to find out what a test machine could not. */
 static void add_path(struct path **next, const char *name, run_function *run)
 {
@@ -235,9 +285,12 @@ void kvgate_crc64nvme_begin(void)
     }
 
     struct path *next = paths;
-#if defined(__x86_64__)
-    by_128 = shift_by(128), by_256 = shift_by(256), by_512 = shift_by(512);
+#if defined(ACCUMULATORS)
+    by_128 = shift_by(128);
     by_128_each = shift_by(128 * ACCUMULATORS);
+#endif
+#if defined(__x86_64__)
+    by_256 = shift_by(256), by_512 = shift_by(512);
     by_256_each = shift_by(256 * ACCUMULATORS);
     by_512_each = shift_by(512 * ACCUMULATORS);
     __builtin_cpu_init();
@@ -248,6 +301,9 @@ void kvgate_crc64nvme_begin(void)
     }
     if (__builtin_cpu_supports("pclmul"))
         add_path(&next, "pclmulqdq", by_pclmul);
+#elif defined(__aarch64__) && defined(__linux__)
+    if (getauxval(AT_HWCAP) & HWCAP_PMULL)
+        add_path(&next, "pmull", by_pmull);
 #endif
     *next++ = (struct path){"table", by_table};
     *next = (struct path){NULL, NULL};

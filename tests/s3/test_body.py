@@ -87,6 +87,50 @@ def test_a_body_is_verified_against_its_checksum_header(wire_body: Any, algorith
         run(reader(wire_body([b"x" * len(data)]), **headers))
 
 
+class Asked:
+    """A body of a connection that keeps what it is to show its bytes to."""
+
+    def __init__(self, data: bytes) -> None:
+        self._left = data
+        self.consumers: list[object] = []
+
+    async def readinto(self, view: memoryview) -> int:
+        count = min(len(view), len(self._left))
+        view[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+    async def fill(self, views: Any, consume: Any, *, slow: bool = False) -> int:
+        self.consumers.append(consume)
+        total = 0
+        for view in views:
+            count = await self.readinto(view)
+            consume(view[:count])
+            total += count
+        return total
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "alone"), [(None, True), ("crc64nvme", True), ("crc32c", False), ("sha256", False)]
+)
+def test_a_digest_that_is_all_there_is_to_take_is_left_alone_with_the_socket(
+    algorithm: str | None, alone: bool
+) -> None:
+    data = b"payload" * 1000
+    headers = {f"x_amz_checksum_{algorithm}": digest(algorithm, data)} if algorithm else {}
+    body, value = Asked(data), BlockDigest()
+    source = reader(body, content_length=str(len(data)), **headers)
+
+    async def receive() -> list[int]:
+        room = memoryview(bytearray(5000))
+        counts = [await source.fill([room], value), await source.fill([room], value)]
+        await source.finish(value.value)
+        return counts
+
+    assert asyncio.run(receive()) == [5000, 2000]
+    assert (value.nbytes, source.left) == (7000, 0)
+    assert [consumer is value for consumer in body.consumers] == [alone, alone]
+
+
 def test_a_signed_body_is_verified(wire_body: Any) -> None:
     data = b"payload"
     payload = SignedPayload(hashlib.sha256(data).hexdigest())
