@@ -252,7 +252,9 @@ static bool hash_request(const struct claim *claim, const struct head *head, uin
         sha256_add(&hash, "GET\n", 4);
     }
     add_text(&hash, head->path);  // no byte of it is one that signatures encode
-    sha256_add(&hash, "\n\n", 2);
+    sha256_add(&hash, "\n", 1);
+    if (head->query.at) add_text(&hash, head->query);  // nor of this
+    sha256_add(&hash, "\n", 1);
     for (int header = 0; header < H_COUNT; header++) {
         if (!(claim->headers & 1u << header)) continue;
         struct text value = head->values[header];

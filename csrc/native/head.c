@@ -25,8 +25,17 @@ static int take_request_line(struct head *head, const char *at, const char *end)
     head->method = *at == 'H' ? HEAD : GET;
     at += head->method == HEAD ? 5 : 4;
     end -= version;
+    if (at >= end)
+        return 0;
+    const char *mark = memchr(at, '?', (size_t)(end - at));
+    if (mark) {
+        head->query = (struct text){mark + 1, (uint32_t)(end - mark - 1)};
+        if (!text_is(head->query, head->method == HEAD ? "x-id=HeadObject" : "x-id=GetObject"))
+            return 0;
+        end = mark;
+    }
     head->path = (struct text){at, (uint32_t)(end - at)};
-    if (at >= end || *at != '/')
+    if (*at != '/')
         return 0;
     for (; at < end; at++)
         if (!is_path_char((unsigned char)*at))

@@ -1,6 +1,7 @@
 // The head of a request as the native data plane takes it: a strict subset of what kvgate/server/http1/head.py takes.
 //
-// A parsed head is HTTP/1.1, GET or HEAD, without a query or a body. Its path has only A-Z a-z 0-9 . _ ~ / -; its headers
+// A parsed head is HTTP/1.1, GET or HEAD, without a body. Its path has only A-Z a-z 0-9 . _ ~ / -; it has no query but
+// the one that some SDKs name the operation in, x-id=GetObject or x-id=HeadObject, which changes nothing; its headers
 // are of the list below, none twice; their values are printable ASCII and tabs, without the blanks around them.
 #pragma once
 
@@ -37,7 +38,7 @@ extern const struct text header_names[H_COUNT];
 // `nbytes` is the head's own length, with the blank line.
 struct head {
     enum method { GET, HEAD } method;
-    struct text path;
+    struct text path, query;
     struct text values[H_COUNT];
     uint32_t nbytes;
 };
