@@ -79,14 +79,14 @@ def check_key(key: str) -> None:
     if not key:
         raise InvalidKey("an object key cannot be empty")
     try:
-        nbytes = len(key.encode("utf-8"))
+        nbytes = len(key) if key.isascii() else len(key.encode("utf-8"))
     except UnicodeEncodeError:
         raise InvalidKey("an object key must be UTF-8") from None
     if nbytes > MAX_KEY_NBYTES:
         raise KeyTooLong(f"the key is {nbytes} bytes; at most {MAX_KEY_NBYTES} are accepted")
     if "\0" in key:
         raise InvalidKey("an object key cannot hold NUL")
-    if any(segment in (".", "..") for segment in key.split("/")):
+    if "." in key and not {".", ".."}.isdisjoint(key.split("/")):
         raise InvalidKey("an object key cannot have a segment '.' or '..': HTTP clients and proxies rewrite such paths")
 
 

@@ -138,7 +138,7 @@ class Allocator:
                     run = self._open(owner, fresh_nbytes)
                     opened[run.segment_id] = run.nbytes
             assert run is not None, "headroom promised more than there is"
-            piece = self._take(run._replace(nbytes=min(nbytes, run.nbytes)))
+            piece = self._take(Extent(run.segment_id, run.offset, min(nbytes, run.nbytes)))
             grown.append(piece)
             nbytes -= piece.nbytes
         return Growth(tuple(grown), opened, retired)
@@ -147,6 +147,9 @@ class Allocator:
         """Keep the first `nbytes` of a slot and free the pages behind; the extents that are left."""
         kept: list[Extent] = []
         for extent in extents:
+            if not nbytes:
+                self._free(extent)
+                continue
             keep_nbytes = min(nbytes, extent.nbytes)
             nbytes -= keep_nbytes
             if keep_nbytes:
@@ -203,28 +206,31 @@ class Allocator:
 
     def _take(self, piece: Extent) -> Extent:
         """Reserve `piece`, the front of a free run."""
-        segment = self._segments[piece.segment_id]
+        segment_id, offset, nbytes = piece
+        end = offset + nbytes
+        segment = self._segments[segment_id]
         own = self._owners[segment.owner]
         if segment.free_nbytes == segment.nbytes:
-            del self._spares[piece.segment_id]
+            del self._spares[segment_id]
             self._spare_nbytes -= segment.nbytes
             own.spare_nbytes -= segment.nbytes
-        run_end = segment.starts.pop(piece.offset)
-        own.by_size.remove((run_end - piece.offset, piece.segment_id, piece.offset))
-        if piece.end < run_end:
-            segment.starts[piece.end] = run_end
-            segment.ends[run_end] = piece.end
-            own.by_size.add((run_end - piece.end, piece.segment_id, piece.end))
+        run_end = segment.starts.pop(offset)
+        own.by_size.remove((run_end - offset, segment_id, offset))
+        if end < run_end:
+            segment.starts[end] = run_end
+            segment.ends[run_end] = end
+            own.by_size.add((run_end - end, segment_id, end))
         else:
             del segment.ends[run_end]
-        segment.free_nbytes -= piece.nbytes
-        own.free_nbytes -= piece.nbytes
-        self.used_nbytes += piece.nbytes
+        segment.free_nbytes -= nbytes
+        own.free_nbytes -= nbytes
+        self.used_nbytes += nbytes
         return piece
 
     def _free(self, piece: Extent) -> None:
         """Make `piece` part of the free run that it touches on either side."""
-        segment_id, offset, end = piece.segment_id, piece.offset, piece.end
+        segment_id, offset, nbytes = piece
+        end = offset + nbytes
         segment = self._segments[segment_id]
         own = self._owners[segment.owner]
         if (before := segment.ends.pop(offset, None)) is not None:
@@ -236,9 +242,9 @@ class Allocator:
         segment.starts[offset] = end
         segment.ends[end] = offset
         own.by_size.add((end - offset, segment_id, offset))
-        segment.free_nbytes += piece.nbytes
-        own.free_nbytes += piece.nbytes
-        self.used_nbytes -= piece.nbytes
+        segment.free_nbytes += nbytes
+        own.free_nbytes += nbytes
+        self.used_nbytes -= nbytes
         if segment.free_nbytes == segment.nbytes:
             self._spares[segment_id] = segment.nbytes
             self._spare_nbytes += segment.nbytes

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Mapping, Sequence
 
-from kvgate.auth.identity import ChunkedPayload, Payload, SignedPayload
+from kvgate.auth.identity import UNSIGNED, ChunkedPayload, Payload, SignedPayload
 from kvgate.errors import (
     BadDigest,
     IncompleteBody,
@@ -25,10 +25,13 @@ from kvgate.messages import Consume, Headers, Request, fill
 from kvgate.s3 import checksums
 from kvgate.s3.checksums import Checksum
 from kvgate.s3.chunked import ChunkedDecoder
+from kvgate.s3.ordinary import ORDINARY_HEADERS
 
 SCRATCH_NBYTES = 256
 
 Update = Callable[[memoryview], None]
+
+_NOTHING = memoryview(b"")
 
 
 class PayloadReader:
@@ -47,8 +50,8 @@ class PayloadReader:
         self._finished = False
         self._claims: list[_Claim] = []
         self._decoder: ChunkedDecoder | None = None
-        self._scratch = memoryview(bytearray(SCRATCH_NBYTES))
-        self._pending = self._scratch[:0]  # framing, and perhaps payload behind it, that has been read already
+        self._scratch = _NOTHING  # for framing, and perhaps payload behind it
+        self._pending = _NOTHING  # what of that has been read already and not been used
 
         length = _length(headers, "content-length")
         if length is None and "transfer-encoding" not in headers:
@@ -59,8 +62,9 @@ class PayloadReader:
             if length is not None and self.nbytes is not None and self.nbytes > length:
                 raise InvalidRequest("x-amz-decoded-content-length is more than the Content-Length around it")
             self._decoder = ChunkedDecoder(payload, self.nbytes, [trailer] if trailer else ())
+            self._scratch = memoryview(bytearray(SCRATCH_NBYTES))
         else:
-            if "aws-chunked" in content_codings(headers):
+            if "content-encoding" in headers and "aws-chunked" in content_codings(headers):
                 raise InvalidArgument("Content-Encoding aws-chunked needs a STREAMING form of x-amz-content-sha256")
             trailer = None
             self.nbytes = length
@@ -93,9 +97,11 @@ class PayloadReader:
             for update in self._updates:
                 update(piece)
 
-        if self._finished or self.left == 0:
+        left = self.left
+        if self._finished or left == 0:
             return 0
-        views = views if self.left is None else slice_views(views, 0, self.left)
+        if left is not None and sum(map(len, views)) > left:
+            views = slice_views(views, 0, left)
         if self._decoder is None:
             count = await fill(self._body, views, take if self._updates else consume, slow=self._slow)
         else:
@@ -117,11 +123,12 @@ class PayloadReader:
                     raise RuntimeError("the payload has not been read to its end")
                 await self._read_framing(self._decoder)
             self._decoder.receive_framing(self._pending)
-            self._pending = self._scratch[:0]
-        while extra := await self._body.readinto(self._scratch):
+            self._pending = _NOTHING
+        scratch = self._scratch or memoryview(bytearray(1))
+        while extra := await self._body.readinto(scratch):
             if self._decoder is None:
                 raise InvalidRequest("the body is longer than declared")
-            self._decoder.receive_framing(self._scratch[:extra])
+            self._decoder.receive_framing(scratch[:extra])
         if self.left:
             raise IncompleteBody(f"the body has {self._received} of the {self.nbytes} bytes that were declared")
         self._own.value = payload_crc64nvme
@@ -176,12 +183,16 @@ class PayloadReader:
     # --- digests ------------------------------------------------------------------------------------------------------
 
     def _collect_claims(self, headers: Headers, payload: Payload, trailer: str | None) -> None:
-        stated = [name for name, _ in headers.items() if checksums.algorithm_of(name)]
+        self._own = checksums.Known(8)
+        self._updates: list[Update] = []
+        self._slow = False
+        if self._decoder is None and payload is UNSIGNED and headers.all_among(ORDINARY_HEADERS):
+            return
+        stated = [name for name in headers.names() if checksums.algorithm_of(name)]
         if trailer:
             stated.append(trailer)
         if len(stated) > 1:
             raise InvalidRequest(f"one checksum is accepted, and {' and '.join(stated)} came")
-        self._own = checksums.Known(8)
         running: dict[str, Checksum] = {checksums.STORES_OWN: self._own}
 
         def claim(header: str, algorithm: str, expected: bytes | None, error: type[InvalidRequest]) -> None:
@@ -198,7 +209,7 @@ class PayloadReader:
             claim(header, algorithm, expected, BadDigest)
 
         del running[checksums.STORES_OWN]
-        self._updates: list[Update] = [checksum.update for checksum in running.values()]
+        self._updates += [checksum.update for checksum in running.values()]
         self._slow = any(not checksum.inline for checksum in running.values())
         if self._decoder is not None:
             self._updates.append(self._decoder.receive_payload)

@@ -13,6 +13,7 @@ from kvgate.errors import HeadersTooLarge, InvalidArgument
 from kvgate.messages import Headers
 from kvgate.s3.body import content_codings
 from kvgate.s3.checksums import HEADER_PREFIX, encode_crc64nvme
+from kvgate.s3.ordinary import ORDINARY_HEADERS
 from kvgate.s3.tagging import decode_tags, encode_tags, parse_tagging_header
 from kvgate.store.retention import TTL, parse_ttl
 
@@ -45,6 +46,8 @@ def attributes_of(headers: Headers) -> dict[str, str]:
     Raises HeadersTooLarge for more than 2 KiB of user metadata, InvalidArgument for a value that no response header
     could carry or for a lifetime that is none, InvalidTag, or UnsupportedOperation for an ACL that is not offered.
     """
+    if headers.all_among(ORDINARY_HEADERS):
+        return {}
     stored = {name: headers.get(name) for name in _STORED if name in headers}
     codings = [coding for coding in content_codings(headers) if coding != "aws-chunked"]
     if codings:
@@ -122,16 +125,18 @@ def metadata_of(record: Record) -> dict[str, str]:
 
 def checksum_headers(record: Record) -> Mapping[str, str]:
     """The checksum that the object's writer sent, or the store's crc64nvme, and what it was taken of."""
-    return _described(record).checksums
+    known = _recent[_slot(record)]
+    if known is not None and known.record is record:
+        return known.checksums
+    return _describe_checksums(record)  # all that is asked of most that have just been written
 
 
 def _describe_checksums(record: Record) -> dict[str, str]:
-    headers = {"x-amz-checksum-type": "FULL_OBJECT"}
     sent = {name: value for name, value in record.attributes.items() if name.startswith(HEADER_PREFIX)}
-    if sent:
-        return headers | sent
-    headers["x-amz-checksum-crc64nvme"] = encode_crc64nvme(record.crc64nvme)
-    return headers
+    return {
+        "x-amz-checksum-type": "FULL_OBJECT",
+        **(sent or {"x-amz-checksum-crc64nvme": encode_crc64nvme(record.crc64nvme)}),
+    }
 
 
 class _Described(NamedTuple):
@@ -147,11 +152,15 @@ _recent: list[_Described | None] = [None] * 1024
 
 
 def _described(record: Record) -> _Described:
-    slot = (id(record) >> 4) % len(_recent)
+    slot = _slot(record)
     known = _recent[slot]
     if known is None or known.record is not record:
         known = _recent[slot] = _Described(record, _describe(record), _describe_checksums(record))
     return known
+
+
+def _slot(record: Record) -> int:
+    return (id(record) >> 4) % len(_recent)
 
 
 def http_date(mtime_ms: int) -> str:

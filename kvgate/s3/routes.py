@@ -48,6 +48,7 @@ from kvgate.s3.operations import (
     upload_part_copy,
 )
 from kvgate.s3.operations.base import Operation
+from kvgate.s3.ordinary import ORDINARY_HEADERS
 
 
 class Resource(enum.StrEnum):
@@ -142,14 +143,6 @@ _UNSUPPORTED_HEADERS = (
 )
 """Headers, or beginnings of headers, that ask for more than the operation would do."""
 
-_ORDINARY_HEADERS = frozenset(
-    {
-        *("host", "user-agent", "authorization", "accept", "accept-encoding", "connection", "content-length", "range"),
-        *("x-amz-date", "x-amz-content-sha256", "x-amz-checksum-mode", "amz-sdk-invocation-id", "amz-sdk-request"),
-    }
-)
-"""Those of nearly every request: none of them is looked at here."""
-
 _RDMA = frozenset({"x-rdma-info", "x-amz-rdma-token"})
 
 ACCEPTED_VALUES = {
@@ -187,7 +180,7 @@ def route(call: Call) -> Operation[Any]:
 
 
 def _check_headers(headers: Headers, operation: Operation[Any]) -> None:
-    if headers.all_among(_ORDINARY_HEADERS):
+    if headers.all_among(ORDINARY_HEADERS):
         return
     if headers.has_any(_RDMA):  # the sender keeps the body for its network card
         raise RDMANotOffered("bodies are carried by HTTP alone here; send this one without RDMA")

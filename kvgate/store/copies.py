@@ -128,7 +128,7 @@ class Copies:
 
     def add_copy(self, entry: Entry, rank: int, copy: Copy) -> None:
         """Note a complete copy."""
-        if not entry.has_copy(*range(len(self.tiers))):
+        if not entry.ranks:
             for residents in self._remembering:  # the object is new: this is its first use
                 residents.note(entry)
         entry.set_copy(rank, copy)
@@ -227,6 +227,8 @@ class Copies:
 
     def hand_over(self, old: Entry, entry: Entry) -> None:
         """Give the copies in shared tiers to the entry that takes another's place with the same body and attributes."""
+        if not old.has_copy(*self.shared_ranks):
+            return
         same = old.record.same_body(entry.record) and old.record.attributes == entry.record.attributes
         for rank in self.shared_ranks:
             copy = old.copies[rank]
@@ -237,8 +239,11 @@ class Copies:
 
     def drop(self, entry: Entry) -> list[asyncio.Task[Exception | None]]:
         """Forget every copy, and those of the versions that it was to replace; the tasks that delete them."""
-        tasks = self._end_superseded(entry)
-        return tasks + [task for rank in range(len(self.tiers)) for task in self.drop_copy(entry, rank)]
+        tasks = self._end_superseded(entry) if entry in self._superseded else []
+        for rank in self.all_ranks:
+            if entry.ranks >> rank & 1:
+                tasks += self.drop_copy(entry, rank)
+        return tasks
 
     def lease(self, entry: Entry) -> None:
         """Keep an entry's copies until `unlease`."""
@@ -306,7 +311,7 @@ class Copies:
 
     def lose_if_bare(self, entry: Entry, fate: Fate, rank: int) -> None:
         """Make an entry invisible that has no copy left, and remember what became of the last one and in which tier."""
-        if entry.current and not any(copy is not None for copy in entry.copies):
+        if entry.current and not entry.ranks:
             self._index.remove(entry)
             self._quota.give_back(entry.record.tenant, entry.record.nbytes)
             if not (fate is Fate.NOT_WRITTEN_BACK and self.ghosts.was_refused_by_a_tier(entry.record)):

@@ -81,6 +81,14 @@ class Entry:
 
     def set_copy(self, rank: int, copy: Copy | None) -> None:
         """Note the copy in the tier of this rank, or with None that there is none."""
+        if copy is not None and not self.ranks:
+            self._held, self._around = copy, around(rank, len(self._held))
+            self.ranks = 1 << rank
+            return
+        if copy is None and self._around is not None and self.ranks == 1 << rank:
+            before, after, _ = self._around
+            self._held, self._around, self.ranks = (*before, None, *after), None, 0
+            return
         copies = list(self.copies)
         copies[rank] = copy
         held = [rank for rank, copy in enumerate(copies) if copy is not None]
@@ -100,7 +108,11 @@ class Entry:
 
 
 def _bits(copies: Sequence[Copy | None]) -> int:
-    return sum(1 << rank for rank, copy in enumerate(copies) if copy is not None)
+    ranks = 0
+    for rank, copy in enumerate(copies):
+        if copy is not None:
+            ranks |= 1 << rank
+    return ranks
 
 
 def lowest(ranks: int) -> int:

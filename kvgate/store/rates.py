@@ -104,6 +104,8 @@ class Rates:
         The first call is the upload's beginning, with the bytes that are known then, and may raise RateLimited; what
         later calls add is owed. What the quota refuses costs nothing.
         """
+        if self.write.rate(tenant) is None:
+            return take_quota
         begun = False
 
         def take(nbytes: int) -> None:

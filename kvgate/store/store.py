@@ -368,9 +368,10 @@ class Store:
 
         The rule is one of its lifecycle, or _TTL_RULE. While it has a hard pin it does not end.
         """
-        ends = [self._expiry.first_of(record)]
-        if ends == [None] and not self.watches_ends(record):
+        first = self._expiry.first_of(record)
+        if first is None and not self.watches_ends(record):
             return None
+        ends = [first]
         entry = self._index.get(*record[:3])
         if entry is not None and (moment_ms := self._retention.ends_ms(entry)) is not None:
             ends.append((moment_ms, _TTL_RULE))
@@ -737,7 +738,7 @@ class Store:
         copies, room = self._placement.copies, self._placement.room
         excess = self._quota.excess(tenant.name, tenant.quota_nbytes, nbytes)
         try:
-            ranks = copies.lower_ranks if self._config.ack == "disk" else range(len(copies.tiers))
+            ranks = copies.lower_ranks if self._config.ack == "disk" else copies.all_ranks
             if not room.may_hold(ranks, tenant.name, nbytes):
                 raise QuotaExceeded(
                     f"{nbytes} bytes are more than the tenant may have in any tier; send less, or have a limit raised"

@@ -162,13 +162,14 @@ class Write:
 
     def advance(self) -> None:
         """Count what `digest` has seen. Raises ObjectTooLarge, QuotaExceeded."""
-        filled = self._filled + self.nbytes - self._counted
+        nbytes = self.nbytes
+        filled = self._filled + nbytes - self._counted
         if self._kind is not None and len(self._prefix) < KEPT_PREFIX_NBYTES:
             kept = min(filled, self._filled + KEPT_PREFIX_NBYTES - len(self._prefix))
             self._prefix += b"".join(self._open_lease().slices(self._filled, kept))
-        self._filled, self._counted = filled, self.nbytes
-        if self.nbytes > self._quota_nbytes:
-            self._take(self.nbytes - self._quota_nbytes)
+        self._filled, self._counted = filled, nbytes
+        if nbytes > self._quota_nbytes:
+            self._take(nbytes - self._quota_nbytes)
 
     @property
     def extents(self) -> tuple[Extent, ...]:
@@ -236,7 +237,8 @@ class Write:
             self._note(error)
             raise
         finally:
-            await self.abort()
+            if not self._ended:
+                await self.abort()
 
     async def abort(self) -> None:
         """Give back everything that was taken. Idempotent; does nothing after a successful commit."""
@@ -257,9 +259,10 @@ class Write:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is not None and not self._ended:
-            self._note(error)
-        await self.abort()
+        if not self._ended:
+            if error is not None:
+                self._note(error)
+            await self.abort()
 
     def _note(self, error: BaseException) -> None:
         """Remember why there is no such object, unless there is one of the key all the same."""
@@ -350,10 +353,15 @@ class Write:
             time.time_ns() // 1_000_000 if restated is None else restated.mtime_ms,
             dict(attributes),
         )
-        self._check(record, precondition, restated)  # an early answer; the one that counts follows below
         entry = Entry(record, (None,) * len(placement.copies.tiers))
         entry.pinned = self._pinned
-        below = await self._finish_below(entry)
+        lease = self._open_lease()
+        if self._upload is None and lease.nbytes > self._filled:
+            lease.trim(self._filled)
+        below = None
+        if self._comes_below_first():
+            self._check(record, precondition, restated)  # an early answer; the one that counts follows below
+            below = await self._finish_below(entry, lease)
         try:
             if existing := self._check(record, precondition, restated):
                 await self._discard_below(entry, below)
@@ -384,24 +392,25 @@ class Write:
                 await placement.mover.bring(entry, rank)
             placement.copies.settle(entry, rank)
 
-    async def _finish_below(self, entry: Entry) -> Copy | None:
-        """A finished, unpublished copy in the tier `_below`, if the object has to have one before it is visible."""
-        lease = self._open_lease()
+    def _comes_below_first(self) -> bool:
+        """Whether a lower tier has to have the object before it is visible."""
+        copies = self._placement.copies
+        return self._upload is not None or (copies.home is not None and copies.rules[copies.home].write == "through")
+
+    async def _finish_below(self, entry: Entry, lease: Lease) -> Copy:
+        """A finished, unpublished copy in the tier `_below`. Raises StoreFull, TierError."""
         if self._upload is not None:
             await self._pass_on(self._upload, lease)
             copy = await self._upload.finish(entry.record, self._digest.blocks)
             self._upload = None
             return copy
-        if lease.nbytes > self._filled:
-            lease.trim(self._filled)
-        copies = self._placement.copies
-        if copies.home is not None and copies.rules[copies.home].write == "through":
-            self._below = copies.home
-            try:
-                return await self._placement.mover.write(entry, self._below, lease, self._digest.blocks)
-            except TierFull as error:
-                raise StoreFull(str(error)) from error
-        return None
+        home = self._placement.copies.home
+        assert home is not None, "there is no tier to be written through"
+        self._below = home
+        try:
+            return await self._placement.mover.write(entry, home, lease, self._digest.blocks)
+        except TierFull as error:
+            raise StoreFull(str(error)) from error
 
     async def _discard_below(self, entry: Entry, copy: Copy | None) -> None:
         if copy is not None:

@@ -1,0 +1,11 @@
+"""The headers of nearly every request, which say only who asks, how, and how many bytes follow."""
+
+from __future__ import annotations
+
+ORDINARY_HEADERS = frozenset(
+    {
+        *("host", "user-agent", "authorization", "accept", "accept-encoding", "connection", "content-length", "range"),
+        *("x-amz-date", "x-amz-content-sha256", "x-amz-checksum-mode", "amz-sdk-invocation-id", "amz-sdk-request"),
+    }
+)
+"""None of them asks for something that may be refused, or says anything of an object or of the digest of a body."""
