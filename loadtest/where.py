@@ -35,7 +35,6 @@ from kvgate.s3.api import S3
 from kvgate.server.gateway import running
 from kvgate.server.http1 import connection
 from kvgate.server.http1.transfer import Receive, Send
-from kvgate.store.write import Write
 from kvgate.tiers import host
 
 PARTS: dict[str, tuple[Any, str]] = {
@@ -47,7 +46,6 @@ PARTS: dict[str, tuple[Any, str]] = {
     "send": (Send, "step"),
     "send an answer": (connection.Connection, "_send_now"),
     "receive": (Receive, "step"),
-    "digest what came": (Write, "digest"),
 }
 """In the order in which they may call one another."""
 
