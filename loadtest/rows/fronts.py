@@ -1,4 +1,4 @@
-"""The two HTTP fronts of one gateway, in turn: its own sockets, and aiohttp."""
+"""The HTTP fronts of one gateway, in turn: aiohttp, our own sockets in Python, and all of it, with the native plane."""
 
 from __future__ import annotations
 
@@ -12,6 +12,12 @@ from rows.head import OBJECT_NBYTES
 from rows.transfer import SIZES, fill
 
 CONNECTIONS = 8
+AIOHTTP_LINE = b"connection: keep-alive, unusual"
+"""An option that only aiohttp's parser takes."""
+
+PYTHON_LINE = b"pragma: no-cache"
+"""A header that the native plane leaves to Python."""
+
 TRANSFERS = [(verb, size) for size in ("256K", "4M") for verb in ("PUT", "GET")]
 
 
@@ -35,13 +41,14 @@ def measure(bed: Bed, wanted: Callable[[str], bool]) -> None:
 
 def compare(bed: Bed, row: str, unit: str, make: Callable[[], Exchange]) -> None:
     contenders = {
-        "aiohttp": bed.transfer("kvgate", lambda: unusual(make()), CONNECTIONS),
+        "aiohttp": bed.transfer("kvgate", lambda: with_line(make(), AIOHTTP_LINE), CONNECTIONS),
+        "python": bed.transfer("kvgate", lambda: with_line(make(), PYTHON_LINE), CONNECTIONS),
         "kvgate": bed.transfer("kvgate", make, CONNECTIONS),
     }
     bed.measure(row, unit, contenders)
 
 
-def unusual(exchange: Exchange) -> Exchange:
-    """The same requests with a connection option that only aiohttp's parser takes."""
-    heads = [head.replace(b"\r\n", b"\r\nconnection: keep-alive, unusual\r\n", 1) for head in exchange.heads]
+def with_line(exchange: Exchange, line: bytes) -> Exchange:
+    """The same requests with a header more."""
+    heads = [head.replace(b"\r\n", b"\r\n" + line + b"\r\n", 1) for head in exchange.heads]
     return replace(exchange, heads=heads)
