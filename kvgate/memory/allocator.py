@@ -120,6 +120,10 @@ class Allocator:
                 f"{nbytes} more bytes were asked for; of {self.capacity_nbytes} this owner can still have {headroom}: "
                 "release or evict some first, or raise the capacity"
             )
+        if nbytes and not extents:  # as a rule there is a run for all of it
+            run = self._best_run(owner, nbytes)
+            if run is not None and run.nbytes >= nbytes:
+                return Growth((self._take(Extent(run.segment_id, run.offset, nbytes)),), {}, [])
         grown = list(extents)
         opened: dict[int, int] = {}
         retired: list[int] = []

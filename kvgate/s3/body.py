@@ -32,6 +32,8 @@ SCRATCH_NBYTES = 256
 Update = Callable[[memoryview], None]
 
 _NOTHING = memoryview(b"")
+_LOOK = memoryview(bytearray(1))
+"""Where the byte goes that must not follow a body."""
 
 
 class PayloadReader:
@@ -92,22 +94,28 @@ class PayloadReader:
         See ScatteredBody, also for `consume`. Raises IncompleteBody, InvalidRequest, SignatureMismatch.
         """
 
+        left = self.left
+        if self._finished or left == 0:
+            return 0
+        if left is not None and (len(views) != 1 or len(views[0]) > left):
+            views = slice_views(views, 0, left)
+        take = self._also(consume) if self._updates else consume
+        if self._decoder is None:
+            count = await fill(self._body, views, take, slow=self._slow)
+        else:
+            count = await self._fill_chunked(self._decoder, views, take)
+        self._received += count
+        return count
+
+    def _also(self, consume: Consume) -> Consume:
+        """`consume`, and then every digest that goes with it."""
+
         def take(piece: memoryview) -> None:
             consume(piece)
             for update in self._updates:
                 update(piece)
 
-        left = self.left
-        if self._finished or left == 0:
-            return 0
-        if left is not None and sum(map(len, views)) > left:
-            views = slice_views(views, 0, left)
-        if self._decoder is None:
-            count = await fill(self._body, views, take if self._updates else consume, slow=self._slow)
-        else:
-            count = await self._fill_chunked(self._decoder, views, take)
-        self._received += count
-        return count
+        return take
 
     async def finish(self, payload_crc64nvme: int) -> None:
         """Read what follows the payload and verify the whole; whoever took it has its crc64nvme from `consume`.
@@ -124,7 +132,7 @@ class PayloadReader:
                 await self._read_framing(self._decoder)
             self._decoder.receive_framing(self._pending)
             self._pending = _NOTHING
-        scratch = self._scratch or memoryview(bytearray(1))
+        scratch = self._scratch or _LOOK
         while extra := await self._body.readinto(scratch):
             if self._decoder is None:
                 raise InvalidRequest("the body is longer than declared")

@@ -132,7 +132,8 @@ def checksum_headers(record: Record) -> Mapping[str, str]:
 
 
 def _describe_checksums(record: Record) -> dict[str, str]:
-    sent = {name: value for name, value in record.attributes.items() if name.startswith(HEADER_PREFIX)}
+    attributes = record.attributes
+    sent = attributes and {name: value for name, value in attributes.items() if name.startswith(HEADER_PREFIX)}
     return {
         "x-amz-checksum-type": "FULL_OBJECT",
         **(sent or {"x-amz-checksum-crc64nvme": encode_crc64nvme(record.crc64nvme)}),

@@ -46,10 +46,11 @@ def parse_target(raw_path: str, raw_query: str, bucket: str = "") -> Target:
     if not raw_path.startswith("/"):
         raise InvalidRequest("the request target must be a path")
     raw_key = raw_path[1:]
+    plain = _is_plain(raw_path)
     if not bucket:
         raw_bucket, _, raw_key = raw_key.partition("/")
         try:
-            bucket = decode(raw_bucket)
+            bucket = raw_bucket if plain else decode(raw_bucket)
         except ValueError as error:
             raise InvalidBucketName(f"the bucket name in the path {error}") from None
     if raw_key and not bucket:
@@ -57,10 +58,10 @@ def parse_target(raw_path: str, raw_query: str, bucket: str = "") -> Target:
     if bucket.startswith(RESERVED_PREFIX):
         check_bucket(bucket)
     try:
-        key = decode(raw_key)
+        key = raw_key if plain else decode(raw_key)
     except ValueError as error:
         raise InvalidKey(f"the key in the path {error}") from None
-    nbytes = len(key) if key.isascii() else len(key.encode())
+    nbytes = len(key) if plain else len(key.encode())
     if nbytes > MAX_KEY_NBYTES:
         raise KeyTooLong(f"the key is {nbytes} bytes; at most {MAX_KEY_NBYTES} are accepted")
     return Target(bucket, key, parse_query(raw_query) if raw_query else {})
@@ -87,9 +88,14 @@ def parse_query(raw_query: str) -> dict[str, str]:
     return query
 
 
+def _is_plain(raw: str) -> bool:
+    """Whether it means itself."""
+    return "%" not in raw and raw.isascii()
+
+
 def decode(raw: str) -> str:
     """Percent-decoded text, in which "+" is a plus. Raises ValueError that continues a sentence on what `raw` is."""
-    if "%" not in raw and raw.isascii():
+    if _is_plain(raw):
         return raw
     if _BROKEN_ESCAPE.search(raw):
         raise ValueError("has a '%' that is not followed by two hex digits")

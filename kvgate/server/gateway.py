@@ -139,7 +139,8 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
 
         async def handle(request: Request, request_id: str) -> Response:
             request.buffers = buffers
-            request.bucket = request.bucket or host_bucket(request.headers.get("host"), domains)
+            if domains and not request.bucket:
+                request.bucket = host_bucket(request.headers.get("host"), domains)
             api = kvapi if request.raw_path.startswith(_KVAPI_PREFIX) and not request.bucket else s3
             return await api.handle(request, request_id)
 

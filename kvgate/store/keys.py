@@ -11,16 +11,17 @@ class Keys:
     """Reads the keys of kvgate and of every other KV system that is known. Synchronous and pure."""
 
     def __init__(self) -> None:
-        self._parsers: list[KeyParser] = [
+        parsers: list[KeyParser] = [
             plugins.load("kvgate.key_parsers", name)() for name in plugins.names("kvgate.key_parsers")
         ]
+        self._parse = [parser.parse for parser in parsers]
 
     def foreign(self, bucket: str, key: str) -> ForeignKey | None:
         """What the key of another KV system says; None for every other one. Two microseconds."""
         if key.startswith(KV_PREFIX) or bucket.startswith(RESERVED_PREFIX):
             return None
-        for parser in self._parsers:
-            if (foreign := parser.parse(key)) is not None:
+        for parse in self._parse:
+            if (foreign := parse(key)) is not None:
                 return foreign
         return None
 

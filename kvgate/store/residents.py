@@ -66,8 +66,9 @@ class Residents:
     def insert(self, entry: Entry) -> None:
         """Add an entry that has got a copy in the tier."""
         record = entry.record
-        self._add(record.tenant, 1, record.nbytes)
-        self._order_for(entry).insert(entry, record.nbytes)
+        tenant, nbytes = record.tenant, record.nbytes
+        self._add(tenant, 1, nbytes)
+        (self._kept if entry.pin else self._orders)[tenant].insert(entry, nbytes)
 
     def load(self, tenant: str, cold: Cold, objects: int, nbytes: int) -> None:
         """Add the entries of one tenant that have survived a restart, and take `cold` over."""
@@ -138,12 +139,14 @@ class Residents:
     def remove(self, entry: Entry) -> None:
         """Take out an entry that has lost its copy in the tier."""
         record = entry.record
-        for order in (self._orders[record.tenant], self._kept[record.tenant]):
+        tenant, nbytes = record.tenant, record.nbytes
+        for order in (self._orders[tenant], self._kept[tenant]):
             if entry.current:  # it gives way here, and may come back
                 order.evict(entry)
             else:
                 order.remove(entry)
-        self._add(record.tenant, -1, -record.nbytes)
+        self._nbytes[tenant] -= nbytes
+        self._objects[tenant] -= 1
 
     def victims(self, may_go: Callable[[Entry], bool], asker: str | None = None, nbytes: int = 0) -> Iterator[Entry]:
         """The entries to evict, in turn, among those for which `may_go`, so that `asker` gets `nbytes`.

@@ -371,6 +371,8 @@ class Write:
         except BaseException:
             await self._discard_below(entry, below)
             raise
+        if below is None and not planned:
+            return record
         through = [rank for rank in planned if placement.copies.rules[rank].write == "through"]
         if below is not None or through:
             error = await asyncio.shield(placement.copies.spawn(self._write_through(entry, through, below)))
