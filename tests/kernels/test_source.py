@@ -205,6 +205,6 @@ def test_the_wheel_has_the_sources(tmp_path: Path) -> None:
     subprocess.run(command, cwd=copied, env=environment, capture_output=True, check=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
     inside = set(zipfile.ZipFile(wheel).namelist())
-    files = {path.name for path in source.FOLDER.iterdir()}
+    files = {path.name for path in source.FOLDER.iterdir() if path.is_file()}
     assert {f"kvgate/kernels/csrc/{name}" for name in files} <= inside
     assert "paged_copy.cu" in files
