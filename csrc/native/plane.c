@@ -20,6 +20,7 @@
 #define EVENTS 64
 #define READ_NBYTES (16 << 10)    // what is read at once while a head is waited for
 #define TURN_NBYTES (8ull << 20)  // after so many bytes of an answer others get their turn
+#define AHEAD_NBYTES (4ull << 20) // verified before what they begin with is sent
 #define IOV_COUNT 64
 #define SWEEP_MS 250
 #define SECOND_NS 1000000000ull
@@ -203,16 +204,18 @@ static int is_good(const struct object *object, uint64_t start, uint64_t stop)
     return at == stop && digest == object->blocks[start / BLOCK_NBYTES];
 }
 
-// Verify the block that the next byte to send lies in. Whether it is good.
+// Verify the blocks from the next byte to send on, AHEAD_NBYTES of them or a little more. Whether they are good.
 static int verify_next(struct connection *connection)
 {
     const struct object *object = connection->object;
-    uint64_t start = connection->at - connection->at % BLOCK_NBYTES, stop = start + BLOCK_NBYTES;
-    if (stop > object->nbytes)
-        stop = object->nbytes;
-    if (!is_good(object, start, stop))
-        return 0;
-    connection->verified = stop < connection->stop ? stop : connection->stop;
+    uint64_t start = connection->verified - connection->verified % BLOCK_NBYTES, enough = connection->at + AHEAD_NBYTES;
+    while (connection->verified < connection->stop && start < enough) {
+        uint64_t stop = start + BLOCK_NBYTES < object->nbytes ? start + BLOCK_NBYTES : object->nbytes;
+        if (!is_good(object, start, stop))
+            return 0;
+        connection->verified = stop < connection->stop ? stop : connection->stop;
+        start = stop;
+    }
     return 1;
 }
 
