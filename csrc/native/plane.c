@@ -492,17 +492,18 @@ static void go_on(struct thread *thread, struct connection *connection)
 
 // --- threads ---------------------------------------------------------------------------------------------------------
 
-static int is_later(uint64_t now_ns, uint64_t since_ns, double limit_s)
+// Seconds since a moment, which for what has just been adopted is later than a thread's own now.
+static double since_s(uint64_t now_ns, uint64_t moment_ns)
 {
-    return (double)(now_ns - since_ns) / (double)SECOND_NS > limit_s;
+    return (double)(int64_t)(now_ns - moment_ns) / (double)SECOND_NS;
 }
 
 // Whether an answer goes too slowly, as kvgate/server/http1/transfer.py has it.
 static int is_late(const struct plane_options *options, const struct connection *connection, uint64_t now_ns)
 {
-    if (is_later(now_ns, connection->moved_ns, options->body_timeout_s))
+    if (since_s(now_ns, connection->moved_ns) > options->body_timeout_s)
         return 1;
-    double due = (double)(now_ns - connection->began_ns) / (double)SECOND_NS - options->body_timeout_s;
+    double due = since_s(now_ns, connection->began_ns) - options->body_timeout_s;
     return (double)(connection->at - connection->start) < due * options->min_rate;
 }
 
@@ -515,9 +516,9 @@ static void sweep(struct thread *thread)
     for (struct connection *connection = thread->connections, *next; connection; connection = next) {
         next = connection->next;
         enum late what = connection->object ? LATE_BODY : connection->kept_nbytes ? LATE_HEAD : LATE_REQUEST;
+        double limit_s = what == LATE_HEAD ? options->header_timeout_s : options->idle_timeout_s;
         int late = what == LATE_BODY ? is_late(options, connection, thread->now_ns)
-                                     : is_later(thread->now_ns, connection->active_at_ns,
-                                                what == LATE_HEAD ? options->header_timeout_s : options->idle_timeout_s);
+                                     : since_s(thread->now_ns, connection->active_at_ns) > limit_s;
         if (late)
             count(&thread->counts.late[what], 1);
         if (late || (draining && what == LATE_REQUEST))

@@ -576,6 +576,22 @@ def test_cuts_what_takes_too_long(limit: str, sent: bytes, what: str) -> None:
         bench.close()
 
 
+def test_what_has_just_been_adopted_is_never_late() -> None:
+    """While a thread looks for late connections all the time, others come that are younger than its own now."""
+    bench = Bench(threads=1)
+    try:
+        bench.plane.drain()  # from now on idle connections end when the thread looks, and not because they are late
+        for _ in range(400):
+            for _ in range(10):
+                bench.plane.drain()  # has it look
+                bench.connect()
+            bench.forget()
+        until(lambda: bench.plane.connections == 0)
+        assert bench.plane.counts()["late"] == {"request": 0, "head": 0, "body": 0}
+    finally:
+        bench.close()
+
+
 def test_cuts_an_answer_that_goes_too_slowly() -> None:
     bench = Bench(body_timeout_s=0.3, min_rate=1e12)
     try:
