@@ -292,8 +292,8 @@ static enum progress send_answer(struct thread *thread, struct connection *conne
     return DONE;
 }
 
-// The answer has left as a whole.
-static void end_answer(struct thread *thread, struct connection *connection)
+// The answer has left as a whole. Whether the connection goes on; if not, it is closed.
+static int end_answer(struct thread *thread, struct connection *connection)
 {
     count_answer(thread, connection);
     objects_leave(thread->plane->objects, connection->object);
@@ -303,6 +303,10 @@ static void end_answer(struct thread *thread, struct connection *connection)
     connection->head = NULL;
     connection->head_is_own = 0;
     connection->active_at_ns = thread->now_ns;
+    int goes_on = !connection->closes;
+    if (!goes_on)
+        close_connection(thread, connection, 0);
+    return goes_on;
 }
 
 // Have the answer wait for room in the socket. Whether it can; if not, the connection is closed.
@@ -421,11 +425,8 @@ static void serve(struct thread *thread, struct connection *connection, const ch
                 keep(thread, connection, data + head_nbytes, nbytes - head_nbytes);
             return;
         case DONE:
-            end_answer(thread, connection);
-        }
-        if (connection->closes) {
-            close_connection(thread, connection, 0);
-            return;
+            if (!end_answer(thread, connection))
+                return;
         }
         data += head_nbytes;
         nbytes -= head_nbytes;
@@ -479,11 +480,8 @@ static void go_on(struct thread *thread, struct connection *connection)
     case WAITS:
         return;
     case DONE:
-        end_answer(thread, connection);
-    }
-    if (connection->closes) {
-        close_connection(thread, connection, 0);
-        return;
+        if (!end_answer(thread, connection))
+            return;
     }
     watch(thread, connection, EPOLLIN);
     size_t kept = take_kept(thread, connection);
