@@ -85,7 +85,8 @@ class Credentials:
         """
 
 class Plane:
-    """Threads that own plain connections between requests, and answer HEAD and GET of published objects by themselves.
+    """Threads that own plain connections between requests, answer HEAD and GET of published objects by themselves, and
+    receive the bodies of PUTs where they are told to.
 
     Whatever they are not sure of they hand over, with what has been read of it: other methods, a query, an unusual
     header, a signature that is not proved, an object that is not published. They never answer an error.
@@ -115,7 +116,9 @@ class Plane:
         """
 
     def fileno(self) -> int:
-        """Readable when `handed`, `released` or `corrupt` has something new, until `handed` is called."""
+        """Readable when `handed`, `asked`, `received`, `released` or `corrupt` has something new, until `handed` is
+        called.
+        """
 
     @property
     def connections(self) -> int:
@@ -129,6 +132,37 @@ class Plane:
 
     def handed(self) -> list[tuple[int, int, bytes]]:
         """The connections handed over since the last call: socket, the caller's again, listener, what has been read."""
+
+    def asked(self) -> list[tuple[int, int, str, int, str | None, str | None]]:
+        """The PUTs whose heads have come since the last call: a number, the tenant's, the path as in `publish`, the
+        length of the body in bytes (1 or more), Content-Type and x-amz-checksum-crc64nvme.
+
+        Each is to be given to `receive` or to `decline`; its number may be used again when it has been answered.
+        """
+
+    def receive(self, number: int, views: Sequence[Buffer], digest: BlockDigest, at_once: bool, /) -> int | None:
+        """Have the body of a PUT received into `views`, in order, and added to `digest`, which is of nothing yet.
+
+        None where more is to come: `received` tells when no more does, and until then, or until `close`, both are used.
+        Else what `received` would tell.
+
+        at_once: whether to take what has come in this thread, at most 1 MiB, instead of waking another
+        Raises ValueError where there is no room for it, KeyError for a number that does not wait.
+        """
+
+    def received(self) -> list[tuple[int, int]]:
+        """The PUTs of which no more comes, since the last call: the number, and why. 0 the body is whole, -1 the peer
+        has ended the stream, -2 it came too slowly, else an errno. Each is to be given to `answer` or `refuse`.
+        """
+
+    def answer(self, number: int, lines: bytes, /) -> None:
+        """Answer 200 with these header lines, and go on with the connection."""
+
+    def refuse(self, number: int, whole: bytes, closes: bool, /) -> None:
+        """Answer this; the connection ends with it if `closes`."""
+
+    def decline(self, number: int, /) -> tuple[int, int, bytes]:
+        """As `handed`, the connection of a PUT that is not to be received here."""
 
     def publish(
         self, tenant: int, path: Buffer, head: Buffer, checksums: Buffer, views: Sequence[Buffer], blocks: Buffer, /
@@ -181,7 +215,9 @@ class PlaneCounts(TypedDict):
 
     GetObject: _Answers
     HeadObject: _Answers
+    PutObject: _Answers
     sent_bytes: int
+    received_bytes: int
     late: dict[str, int]
 
 def find_chain(objects: Mapping[str, T], prefix: str, hashes: bytes, /) -> list[T]:

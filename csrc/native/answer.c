@@ -59,6 +59,11 @@ size_t answer_room(const struct object *object)
     return object->head.len + object->checksums.len + FIXED_NBYTES;
 }
 
+size_t stored_room(struct text lines)
+{
+    return lines.len + FIXED_NBYTES;
+}
+
 static char *put(char *out, const char *text, size_t nbytes)
 {
     memcpy(out, text, nbytes);
@@ -80,6 +85,14 @@ static const char *date_text(struct date *date, int64_t now_s)
     return date->text;
 }
 
+// What every head ends with; where that is.
+static char *put_end(char *at, uint64_t nbytes, struct date *date, int64_t now_s, uint64_t id, int closes)
+{
+    return at + sprintf(at, "x-amz-request-id: %016llx\r\nContent-Length: %llu\r\nServer: kvgate\r\nDate: %s\r\n%s\r\n",
+                        (unsigned long long)id, (unsigned long long)nbytes, date_text(date, now_s),
+                        closes ? "Connection: close\r\n" : "");
+}
+
 size_t write_answer(char *out, const struct head *head, const struct object *object, struct selection selection,
                     struct date *date, int64_t now_s, uint64_t id, int closes)
 {
@@ -92,8 +105,12 @@ size_t write_answer(char *out, const struct head *head, const struct object *obj
                       (unsigned long long)selection.stop - 1, (unsigned long long)object->nbytes);
     if (text_is_nocase(head->values[H_CHECKSUM_MODE], "enabled", 7) && nbytes == object->nbytes)
         at = put(at, object->checksums.at, object->checksums.len);
-    at += sprintf(at, "x-amz-request-id: %016llx\r\nContent-Length: %llu\r\nServer: kvgate\r\nDate: %s\r\n%s\r\n",
-                  (unsigned long long)id, (unsigned long long)nbytes, date_text(date, now_s),
-                  closes ? "Connection: close\r\n" : "");
-    return (size_t)(at - out);
+    return (size_t)(put_end(at, nbytes, date, now_s, id, closes) - out);
+}
+
+size_t write_stored(char *out, struct text lines, struct date *date, int64_t now_s, uint64_t id, int closes)
+{
+    static const char status_line[] = "HTTP/1.1 200 OK\r\n";
+    char *at = put(put(out, status_line, sizeof status_line - 1), lines.at, lines.len);
+    return (size_t)(put_end(at, 0, date, now_s, id, closes) - out);
 }

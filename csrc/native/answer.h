@@ -26,9 +26,17 @@ struct date {
 // How many bytes `write_answer` may need for an object.
 size_t answer_room(const struct object *object);
 
+// The same for `write_stored`.
+size_t stored_room(struct text lines);
+
 // Write the head of the answer; how many bytes it has.
 //
 // id:     of the request
 // closes: whether the connection ends with it
 size_t write_answer(char *out, const struct head *head, const struct object *object, struct selection selection,
                     struct date *date, int64_t now_s, uint64_t id, int closes);
+
+// The same for an upload that is stored.
+//
+// lines: what is said of it
+size_t write_stored(char *out, struct text lines, struct date *date, int64_t now_s, uint64_t id, int closes);

@@ -111,10 +111,12 @@ static int64_t read_amz_date(struct text text) {
     return ((days * 24 + hour) * 60 + minute) * 60 + second;
 }
 
-// Whether `x-amz-content-sha256` says how a request without a body is protected.
-static bool is_payload(struct text text) {
+// Whether `x-amz-content-sha256` says how the body is protected, in a way that leaves nothing to be proved of it.
+static bool is_payload(const struct head *head) {
+    struct text text = head->values[H_CONTENT_SHA256];
     uint8_t bytes[SHA256_NBYTES];
-    return (text.len == 16 && memcmp(text.at, "UNSIGNED-PAYLOAD", 16) == 0) || read_hex(text, bytes);
+    if (text.len == 16 && memcmp(text.at, "UNSIGNED-PAYLOAD", 16) == 0) return true;
+    return head->method != PUT && read_hex(text, bytes);
 }
 
 // In a time that does not tell where they differ.
@@ -150,8 +152,7 @@ static int64_t read_end(struct text text) {
 static int authenticate_token(const struct credentials *credentials, const struct head *head, int64_t now_s) {
     const struct time_limits *limits = credentials_limits(credentials);
     if (limits->session_ttl_s <= 0) return NOT_PROVED;
-    struct text payload = head->values[H_CONTENT_SHA256];
-    if (payload.at && !is_payload(payload)) return NOT_PROVED;
+    if (head->values[H_CONTENT_SHA256].at && !is_payload(head)) return NOT_PROVED;
     struct text rest = head->values[H_AUTHORIZATION], end, name;
     rest.at += strlen("bearer ");
     rest.len -= (uint32_t)strlen("bearer ");
@@ -226,7 +227,7 @@ static bool read_claim(struct claim *claim, const struct head *head) {
 // What changes the meaning of a request must be signed: the host and every x-amz-* header. Nothing can sign itself.
 static bool covers(const struct claim *claim, const struct head *head) {
     uint32_t needed = 1u << H_HOST;
-    for (int header = H_CHECKSUM_MODE; header <= H_AMZ_DATE; header++)
+    for (int header = H_CHECKSUM_CRC64NVME; header <= H_AMZ_DATE; header++)
         if (head->values[header].at) needed |= 1u << header;
     return (claim->headers & needed) == needed && !(claim->headers & 1u << H_AUTHORIZATION);
 }
@@ -246,11 +247,8 @@ static void add_text(struct sha256 *hash, struct text text) { sha256_add(hash, t
 static bool hash_request(const struct claim *claim, const struct head *head, uint8_t out[SHA256_NBYTES]) {
     struct sha256 hash;
     sha256_begin(&hash);
-    if (head->method == HEAD) {
-        sha256_add(&hash, "HEAD\n", 5);
-    } else {
-        sha256_add(&hash, "GET\n", 4);
-    }
+    static const struct text methods[] = {[GET] = {"GET\n", 4}, [HEAD] = {"HEAD\n", 5}, [PUT] = {"PUT\n", 4}};
+    add_text(&hash, methods[head->method]);
     add_text(&hash, head->path);  // no byte of it is one that signatures encode
     sha256_add(&hash, "\n", 1);
     if (head->query.at) add_text(&hash, head->query);  // nor of this
@@ -325,8 +323,8 @@ static void sign(const struct hmac *key, const struct claim *claim, struct text 
 
 static int authenticate_signature(struct signing_keys *keys, const struct head *head, int64_t now_s) {
     struct claim claim;
-    struct text amz_date = head->values[H_AMZ_DATE], payload = head->values[H_CONTENT_SHA256];
-    if (amz_date.at == NULL || payload.at == NULL || !is_payload(payload)) return NOT_PROVED;
+    struct text amz_date = head->values[H_AMZ_DATE];
+    if (amz_date.at == NULL || head->values[H_CONTENT_SHA256].at == NULL || !is_payload(head)) return NOT_PROVED;
     if (!read_claim(&claim, head) || !covers(&claim, head)) return NOT_PROVED;
     int64_t signed_at = read_amz_date(amz_date), max_skew_s = credentials_limits(keys->credentials)->max_skew_s;
     if (signed_at < 0 || memcmp(amz_date.at, claim.day.at, DAY_DIGITS) != 0) return NOT_PROVED;

@@ -138,9 +138,9 @@ static int build_head(struct head *head, PyObject *method, PyObject *path, PyObj
         PyErr_SetString(PyExc_TypeError, "expected a method, a path of bytes, and a dict of headers");
         return -1;
     }
-    int is_get = PyUnicode_CompareWithASCIIString(method, "GET") == 0;
-    if (!is_get && PyUnicode_CompareWithASCIIString(method, "HEAD") != 0) return 0;
-    head->method = is_get ? GET : HEAD;
+    static const char *const names[] = {[GET] = "GET", [HEAD] = "HEAD", [PUT] = "PUT"};
+    while (head->method <= PUT && PyUnicode_CompareWithASCIIString(method, names[head->method]) != 0) head->method++;
+    if (head->method > PUT) return 0;
     if (text_of_bytes(path, &head->path)) return -1;
     if (!is_path(head->path)) return 0;
     PyObject *name, *value;

@@ -256,6 +256,14 @@ static void digest_free(PyObject *self)
     Py_DECREF(type);
 }
 
+struct block_digest_object *block_digest_of(PyObject *object)
+{
+    if (Py_TYPE(object)->tp_dealloc == digest_free)
+        return (struct block_digest_object *)object;
+    PyErr_Format(PyExc_TypeError, "expected a kvgate.native.BlockDigest, not %s", Py_TYPE(object)->tp_name);
+    return NULL;
+}
+
 static PyMethodDef digest_methods[] = {
     {"update", digest_update, METH_O, NULL},
     {"receive", (PyCFunction)(void (*)(void))block_digest_receive, METH_FASTCALL, NULL},

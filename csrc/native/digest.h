@@ -20,6 +20,9 @@ struct block_digest_object {
 /* Claim it, with room for the blocks that `more` bytes complete. 0, or -1 with an exception set. */
 int block_digest_claim(struct block_digest_object *self, size_t more);
 
+/* The BlockDigest that an object is; NULL with an exception set for another one. */
+struct block_digest_object *block_digest_of(PyObject *object);
+
 /* Its method `receive`, in receive.c. */
 PyObject *block_digest_receive(PyObject *self, PyObject *const *arguments, Py_ssize_t count);
 

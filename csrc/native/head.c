@@ -4,7 +4,18 @@
 
 #include "parse.h"
 
+#define MAX_LENGTH_DIGITS 16
+
 static const char VERSION[] = " HTTP/1.1";
+
+static const struct {
+    struct text beginning; // of a request line
+    const char *query;
+} methods[] = {
+    [GET] = {{"GET ", 4}, "x-id=GetObject"},
+    [HEAD] = {{"HEAD ", 5}, "x-id=HeadObject"},
+    [PUT] = {{"PUT ", 4}, "x-id=PutObject"},
+};
 
 static int is_path_char(unsigned char c)
 {
@@ -13,7 +24,12 @@ static int is_path_char(unsigned char c)
 
 int may_begin_head(const char *data, size_t nbytes)
 {
-    return !memcmp(data, "GET ", nbytes < 4 ? nbytes : 4) || !memcmp(data, "HEAD ", nbytes < 5 ? nbytes : 5);
+    for (int method = GET; method <= PUT; method++) {
+        struct text beginning = methods[method].beginning;
+        if (!memcmp(data, beginning.at, nbytes < beginning.len ? nbytes : beginning.len))
+            return 1;
+    }
+    return 0;
 }
 
 // "GET /path HTTP/1.1", of which `at` to `end` is one line. Whether it is that.
@@ -22,15 +38,15 @@ static int take_request_line(struct head *head, const char *at, const char *end)
     const size_t version = sizeof VERSION - 1;
     if (end - at < 14 || memcmp(end - version, VERSION, version))
         return 0;
-    head->method = *at == 'H' ? HEAD : GET;
-    at += head->method == HEAD ? 5 : 4;
+    head->method = *at == 'G' ? GET : *at == 'H' ? HEAD : PUT;
+    at += methods[head->method].beginning.len;
     end -= version;
     if (at >= end)
         return 0;
     const char *mark = memchr(at, '?', (size_t)(end - at));
     if (mark) {
         head->query = (struct text){mark + 1, (uint32_t)(end - mark - 1)};
-        if (!text_is(head->query, head->method == HEAD ? "x-id=HeadObject" : "x-id=GetObject"))
+        if (!text_is(head->query, methods[head->method].query))
             return 0;
         end = mark;
     }
@@ -72,13 +88,30 @@ static int take_field(struct head *head, const char *at, const char *end)
     return 1;
 }
 
-// Whether the headers say that there is no body, and that the connection goes on.
-static int is_plain(const struct head *head)
+// How many bytes follow, as far as the headers say. Whether they say so in the common way.
+static int take_length(struct head *head)
 {
-    const struct text *length = &head->values[H_CONTENT_LENGTH], *option = &head->values[H_CONNECTION];
-    if (!head->values[H_HOST].at || (length->at && !text_is(*length, "0")))
+    struct text text = head->values[H_CONTENT_LENGTH];
+    if (text.at && (!text.len || text.len > MAX_LENGTH_DIGITS))
         return 0;
-    return !option->at || (text_is_nocase(*option, "keep-alive", 10));
+    for (uint32_t i = 0; i < text.len; i++) {
+        if (text.at[i] < '0' || text.at[i] > '9')
+            return 0;
+        head->body_nbytes = head->body_nbytes * 10 + (uint64_t)(text.at[i] - '0');
+    }
+    return 1;
+}
+
+// Whether there is a body exactly where the method has one, the headers are of those that it has, and the connection
+// goes on.
+static int is_plain(struct head *head)
+{
+    const struct text *values = head->values, option = values[H_CONNECTION];
+    if (!values[H_HOST].at || !take_length(head) || (option.at && !text_is_nocase(option, "keep-alive", 10)))
+        return 0;
+    if (head->method == PUT)
+        return head->body_nbytes && !values[H_RANGE].at && !values[H_CHECKSUM_MODE].at;
+    return !head->body_nbytes && !values[H_CONTENT_TYPE].at && !values[H_CHECKSUM_CRC64NVME].at;
 }
 
 int parse_head(struct head *head, const char *data, size_t nbytes)

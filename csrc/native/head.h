@@ -1,8 +1,9 @@
 // The head of a request as the native data plane takes it: a strict subset of what kvgate/server/http1/head.py takes.
 //
-// A parsed head is HTTP/1.1, GET or HEAD, without a body. Its path has only A-Z a-z 0-9 . _ ~ / -; it has no query but
-// the one that some SDKs name the operation in, x-id=GetObject or x-id=HeadObject, which changes nothing; its headers
-// are of the list below, none twice; their values are printable ASCII and tabs, without the blanks around them.
+// A parsed head is HTTP/1.1: GET or HEAD without a body, or PUT with one of known length that follows at once. Its path
+// has only A-Z a-z 0-9 . _ ~ / -; it has no query but the one that some SDKs name the operation in, x-id=GetObject,
+// x-id=HeadObject or x-id=PutObject, which changes nothing; its headers are of the list below, none twice, and say
+// nothing of what the method does not do; their values are printable ASCII and tabs, without the blanks around them.
 #pragma once
 
 #include <stddef.h>
@@ -23,9 +24,11 @@ enum header {
     H_AUTHORIZATION,
     H_CONNECTION,
     H_CONTENT_LENGTH,
+    H_CONTENT_TYPE,
     H_HOST,
     H_RANGE,
     H_USER_AGENT,
+    H_CHECKSUM_CRC64NVME,
     H_CHECKSUM_MODE,
     H_CONTENT_SHA256,
     H_AMZ_DATE,
@@ -35,10 +38,11 @@ enum header {
 // In lower case.
 extern const struct text header_names[H_COUNT];
 
-// `nbytes` is the head's own length, with the blank line.
+// `nbytes` is the head's own length, with the blank line, and `body_nbytes` that of what follows.
 struct head {
-    enum method { GET, HEAD } method;
+    enum method { GET, HEAD, PUT } method;
     struct text path, query;
     struct text values[H_COUNT];
     uint32_t nbytes;
+    uint64_t body_nbytes;
 };

@@ -11,9 +11,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "block_digest.h"
 #include "head.h"
-
-#define BLOCK_NBYTES ((uint64_t)1 << 20) // as in kvgate/memory/digest.py
 
 struct extent {
     const uint8_t *at;

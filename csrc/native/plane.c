@@ -1,328 +1,25 @@
 #define _GNU_SOURCE
-#include "plane.h"
-
 #include <errno.h>
-#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
-#include "answer.h"
-#include "crc64nvme.h"
 #include "parse.h"
+#include "plane_inside.h"
 
 #define EVENTS 64
-#define READ_NBYTES (16 << 10)    // what is read at once while a head is waited for
-#define TURN_NBYTES (8ull << 20)  // after so many bytes of an answer others get their turn
-#define AHEAD_NBYTES (4ull << 20) // verified before what they begin with is sent
-#define IOV_COUNT 64
 #define SWEEP_MS 250
-#define SECOND_NS 1000000000ull
+#define MAX_SOCKETS (1 << 24)
 
-struct connection {
-    int fd, listener, exact;
-    uint32_t interest;
-    struct connection *previous, *next;
-    uint64_t active_at_ns; // when the last request began to come, or was answered
-
-    char *kept; // what has come and belongs to requests to come
-    uint32_t kept_nbytes;
-
-    // The answer under way, while there is an object.
-    struct object *object;
-    char *head; // the thread's, or allocated once the answer has to wait
-    size_t head_nbytes, head_sent;
-    uint64_t start, at, stop, verified; // the body up to `at` has left, and up to `verified` may
-    size_t extent;                      // that `at` lies in, which begins at `extent_start` of the object
-    uint64_t extent_start;
-    uint64_t began_ns, moved_ns;
-    enum operation operation;
-    int partial, closes, head_is_own;
-};
-
-struct thread {
-    struct plane *plane;
-    pthread_t id;
-    int started, epoll_fd, wake_fd;
-    pthread_mutex_t lock; // of the list of connections
-    struct connection *connections;
-    size_t connection_count;
-    struct signing_keys *keys;
-    struct plane_counts counts;
-    struct date date;
-    char *scratch;
-    char *answer;
-    size_t answer_room;
-    uint64_t now_ns;
-};
-
-struct plane {
-    struct plane_options options;
-    struct objects *objects;
-    int signal_fd, stopping, draining;
-    uint64_t request_id;
-    pthread_mutex_t handed_lock;
-    struct handed *handed, **handed_end;
-    struct thread threads[];
-};
-
-enum progress { DONE, WAITS, ENDED, UNSERVED };
-
-// --- time and counts -------------------------------------------------------------------------------------------------
-
-static uint64_t clock_ns(clockid_t clock)
+uint64_t clock_ns(clockid_t clock)
 {
     struct timespec now;
     clock_gettime(clock, &now);
     return (uint64_t)now.tv_sec * SECOND_NS + (uint64_t)now.tv_nsec;
-}
-
-// Of one thread, which alone writes it, for others to read.
-static void count(uint64_t *counter, uint64_t amount)
-{
-    __atomic_store_n(counter, *counter + amount, __ATOMIC_RELAXED);
-}
-
-static void count_answer(struct thread *thread, const struct connection *connection)
-{
-    struct plane_counts *counts = &thread->counts;
-    uint64_t took_ns = clock_ns(CLOCK_MONOTONIC) - connection->began_ns;
-    int bucket = 0;
-    while (bucket < LATENCY_BUCKETS && took_ns > thread->plane->options.latency_buckets_ns[bucket])
-        bucket++;
-    count(&counts->answers[connection->operation][connection->partial], 1);
-    count(&counts->latencies[connection->operation][bucket], 1);
-    count(&counts->nanoseconds[connection->operation], took_ns);
-}
-
-// --- connections -----------------------------------------------------------------------------------------------------
-
-static void unlink_connection(struct thread *thread, struct connection *connection)
-{
-    if (connection->next)
-        connection->next->previous = connection->previous;
-    if (connection->previous)
-        connection->previous->next = connection->next;
-    else
-        thread->connections = connection->next;
-    __atomic_store_n(&thread->connection_count, thread->connection_count - 1, __ATOMIC_RELAXED);
-}
-
-// Give up what the connection holds besides its socket.
-static void forget_connection(struct thread *thread, struct connection *connection, int locked)
-{
-    if (connection->object) {
-        count_answer(thread, connection);
-        objects_leave(thread->plane->objects, connection->object);
-    }
-    if (connection->head_is_own)
-        free(connection->head);
-    if (!locked)
-        pthread_mutex_lock(&thread->lock);
-    unlink_connection(thread, connection);
-    if (!locked)
-        pthread_mutex_unlock(&thread->lock);
-    free(connection->kept);
-    free(connection);
-}
-
-// End a connection; in the middle of an answer by a reset, so that nobody takes it for whole.
-static void close_connection(struct thread *thread, struct connection *connection, int locked)
-{
-    if (connection->object)
-        setsockopt(connection->fd, SOL_SOCKET, SO_LINGER, &(struct linger){1, 0}, sizeof(struct linger));
-    int fd = connection->fd;
-    forget_connection(thread, connection, locked);
-    close(fd);
-}
-
-static void watch(struct thread *thread, struct connection *connection, uint32_t interest)
-{
-    if (connection->interest == interest)
-        return;
-    connection->interest = interest;
-    struct epoll_event event = {.events = interest, .data.ptr = connection};
-    epoll_ctl(thread->epoll_fd, EPOLL_CTL_MOD, connection->fd, &event);
-}
-
-// Let Python have a connection, of which these bytes have been read and nothing of an answer has been sent.
-static void hand_over(struct thread *thread, struct connection *connection, const char *data, size_t nbytes)
-{
-    struct plane *plane = thread->plane;
-    struct handed *handed = malloc(sizeof *handed + nbytes);
-    if (!handed) {
-        close_connection(thread, connection, 0);
-        return;
-    }
-    *handed = (struct handed){.fd = connection->fd, .listener = connection->listener, .nbytes = (uint32_t)nbytes};
-    memcpy(handed->received, data, nbytes);
-    epoll_ctl(thread->epoll_fd, EPOLL_CTL_DEL, connection->fd, NULL);
-    forget_connection(thread, connection, 0);
-    pthread_mutex_lock(&plane->handed_lock);
-    int first = !plane->handed;
-    *plane->handed_end = handed;
-    plane->handed_end = &handed->next;
-    pthread_mutex_unlock(&plane->handed_lock);
-    if (first)
-        eventfd_write(plane->signal_fd, 1);
-}
-
-// Keep bytes for later. Whether there was memory for them; if not, the connection is closed.
-static int keep(struct thread *thread, struct connection *connection, const char *data, size_t nbytes)
-{
-    if (!nbytes)
-        return 1;
-    if (!connection->kept && !(connection->kept = malloc(nbytes))) {
-        close_connection(thread, connection, 0);
-        return 0;
-    }
-    memcpy(connection->kept, data, nbytes);
-    connection->kept_nbytes = (uint32_t)nbytes;
-    return 1;
-}
-
-// --- answers ---------------------------------------------------------------------------------------------------------
-
-// Whether the bytes [start, stop) of an object, one block of it, are those that its digest was taken of.
-static int is_good(const struct object *object, uint64_t start, uint64_t stop)
-{
-    uint64_t digest = 0, begins = 0, at = start;
-    for (size_t i = 0; i < object->extent_count && at < stop; begins += object->extents[i++].nbytes) {
-        const struct extent *extent = &object->extents[i];
-        if (at >= begins + extent->nbytes)
-            continue;
-        uint64_t nbytes = begins + extent->nbytes < stop ? begins + extent->nbytes - at : stop - at;
-        digest = kvgate_crc64nvme(digest, extent->at + (at - begins), nbytes);
-        at += nbytes;
-    }
-    return at == stop && digest == object->blocks[start / BLOCK_NBYTES];
-}
-
-// Verify the blocks from the next byte to send on, AHEAD_NBYTES of them or a little more. Whether they are good.
-static int verify_next(struct connection *connection)
-{
-    const struct object *object = connection->object;
-    uint64_t start = connection->verified - connection->verified % BLOCK_NBYTES, enough = connection->at + AHEAD_NBYTES;
-    while (connection->verified < connection->stop && start < enough) {
-        uint64_t stop = start + BLOCK_NBYTES < object->nbytes ? start + BLOCK_NBYTES : object->nbytes;
-        if (!is_good(object, start, stop))
-            return 0;
-        connection->verified = stop < connection->stop ? stop : connection->stop;
-        start = stop;
-    }
-    return 1;
-}
-
-// What may be sent now: the rest of the head, and the body as far as it is verified.
-static size_t gather(struct connection *connection, struct iovec *iov, size_t *asked)
-{
-    const struct object *object = connection->object;
-    size_t used = 0;
-    *asked = 0;
-    if (connection->head_sent < connection->head_nbytes) {
-        *asked = connection->head_nbytes - connection->head_sent;
-        iov[used++] = (struct iovec){connection->head + connection->head_sent, *asked};
-    }
-    uint64_t at = connection->at, begins = connection->extent_start;
-    for (size_t i = connection->extent; at < connection->verified && used < IOV_COUNT; i++) {
-        const struct extent *extent = &object->extents[i];
-        uint64_t ends = begins + extent->nbytes, stop = ends < connection->verified ? ends : connection->verified;
-        if (at < stop) {
-            iov[used++] = (struct iovec){(void *)(extent->at + (at - begins)), stop - at};
-            *asked += stop - at;
-            at = stop;
-        }
-        begins = ends;
-    }
-    return used;
-}
-
-static void advance(struct thread *thread, struct connection *connection, size_t sent)
-{
-    size_t of_head = connection->head_nbytes - connection->head_sent;
-    if (of_head > sent)
-        of_head = sent;
-    connection->head_sent += of_head;
-    connection->at += sent - of_head;
-    connection->moved_ns = thread->now_ns;
-    count(&thread->counts.sent_bytes, sent - of_head);
-    const struct object *object = connection->object;
-    while (connection->extent + 1 < object->extent_count &&
-           connection->at >= connection->extent_start + object->extents[connection->extent].nbytes)
-        connection->extent_start += object->extents[connection->extent++].nbytes;
-}
-
-// Send what can be sent now. UNSERVED: the bytes are bad, and nothing has left. ENDED: the connection is closed.
-static enum progress send_answer(struct thread *thread, struct connection *connection)
-{
-    uint64_t turn = 0;
-    while (connection->head_sent < connection->head_nbytes || connection->at < connection->stop) {
-        if (turn >= TURN_NBYTES)
-            return WAITS;
-        if (connection->at < connection->stop && connection->at >= connection->verified && !verify_next(connection)) {
-            objects_distrust(thread->plane->objects, connection->object);
-            if (!connection->head_sent)
-                return UNSERVED;
-            close_connection(thread, connection, 0);
-            return ENDED;
-        }
-        struct iovec iov[IOV_COUNT];
-        size_t asked;
-        struct msghdr message = {.msg_iov = iov, .msg_iovlen = gather(connection, iov, &asked)};
-        ssize_t sent = sendmsg(connection->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (sent < 0 && errno == EINTR)
-            continue;
-        if (sent < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
-            return WAITS;
-        if (sent < 0) {
-            close_connection(thread, connection, 0);
-            return ENDED;
-        }
-        advance(thread, connection, (size_t)sent);
-        turn += (uint64_t)sent;
-        if ((size_t)sent < asked) // there is no room for more now
-            return WAITS;
-    }
-    return DONE;
-}
-
-// The answer has left as a whole. Whether the connection goes on; if not, it is closed.
-static int end_answer(struct thread *thread, struct connection *connection)
-{
-    count_answer(thread, connection);
-    objects_leave(thread->plane->objects, connection->object);
-    connection->object = NULL;
-    if (connection->head_is_own)
-        free(connection->head);
-    connection->head = NULL;
-    connection->head_is_own = 0;
-    connection->active_at_ns = thread->now_ns;
-    int goes_on = !connection->closes;
-    if (!goes_on)
-        close_connection(thread, connection, 0);
-    return goes_on;
-}
-
-// Have the answer wait for room in the socket. Whether it can; if not, the connection is closed.
-static int wait_for_room(struct thread *thread, struct connection *connection)
-{
-    if (!connection->head_is_own && connection->head_sent < connection->head_nbytes) {
-        char *head = malloc(connection->head_nbytes);
-        if (!head) {
-            close_connection(thread, connection, 0);
-            return 0;
-        }
-        connection->head = memcpy(head, connection->head, connection->head_nbytes);
-        connection->head_is_own = 1;
-    }
-    watch(thread, connection, EPOLLOUT);
-    return 1;
 }
 
 // --- requests --------------------------------------------------------------------------------------------------------
@@ -346,59 +43,20 @@ static int names_bucket(const struct plane_options *options, struct text host)
     return 0;
 }
 
-static int make_answer_room(struct thread *thread, size_t nbytes)
+// Begin to answer a request whose head are the first `head_nbytes` of what has been read. UNSERVED: it is not for us.
+static enum progress begin(struct thread *thread, struct connection *connection, const char *data, size_t head_nbytes,
+                           size_t nbytes)
 {
-    if (nbytes <= thread->answer_room)
-        return 1;
-    char *answer = realloc(thread->answer, nbytes);
-    if (!answer)
-        return 0;
-    thread->answer = answer;
-    thread->answer_room = nbytes;
-    return 1;
-}
-
-// Begin to answer a request whose head these bytes are. UNSERVED: it is not for us.
-static enum progress answer(struct thread *thread, struct connection *connection, const char *data, size_t nbytes)
-{
-    struct plane *plane = thread->plane;
     struct head head;
-    if (!parse_head(&head, data, nbytes) || names_bucket(&plane->options, head.values[H_HOST]))
+    if (!parse_head(&head, data, head_nbytes) || names_bucket(&thread->plane->options, head.values[H_HOST]))
         return UNSERVED;
     int64_t now_s = (int64_t)(clock_ns(CLOCK_REALTIME) / SECOND_NS);
     int tenant = authenticate(thread->keys, &head, now_s);
     if (tenant < 0)
         return UNSERVED;
-    struct object *object = objects_find(plane->objects, (uint32_t)tenant, head.path, head.method == GET);
-    if (!object)
-        return UNSERVED;
-    struct selection selection;
-    if (!select_bytes(&selection, &head, object->nbytes, connection->exact) ||
-        !make_answer_room(thread, answer_room(object))) {
-        objects_leave(plane->objects, object);
-        return UNSERVED;
-    }
-    connection->object = object;
-    connection->operation = head.method == GET ? GET_OBJECT : HEAD_OBJECT;
-    connection->partial = selection.partial;
-    connection->closes = __atomic_load_n(&plane->draining, __ATOMIC_RELAXED);
-    connection->head = thread->answer;
-    connection->head_sent = 0;
-    connection->head_nbytes =
-        write_answer(thread->answer, &head, object, selection, &thread->date, now_s,
-                     __atomic_add_fetch(&plane->request_id, 1, __ATOMIC_RELAXED), connection->closes);
-    connection->start = connection->at = connection->verified = selection.start;
-    connection->stop = head.method == GET ? selection.stop : selection.start;
-    connection->extent = 0;
-    connection->extent_start = 0;
-    connection->began_ns = connection->moved_ns = thread->now_ns;
-    advance(thread, connection, 0);
-    enum progress progress = send_answer(thread, connection);
-    if (progress == UNSERVED) {
-        objects_leave(plane->objects, object);
-        connection->object = NULL;
-    }
-    return progress;
+    if (head.method == PUT)
+        return begin_put(thread, connection, &head, (uint32_t)tenant, data, nbytes);
+    return begin_answer(thread, connection, &head, (uint32_t)tenant, now_s);
 }
 
 // Answer the requests whose heads have come; `data` is all that has been read and not been answered.
@@ -414,11 +72,12 @@ static void serve(struct thread *thread, struct connection *connection, const ch
         if (!blank)
             break;
         head_nbytes += 4;
-        switch (answer(thread, connection, data, head_nbytes)) {
+        switch (begin(thread, connection, data, head_nbytes, nbytes)) {
         case UNSERVED:
             hand_over(thread, connection, data, nbytes);
             return;
         case ENDED:
+        case ASKED:
             return;
         case WAITS:
             if (wait_for_room(thread, connection))
@@ -468,8 +127,12 @@ static void read_requests(struct thread *thread, struct connection *connection)
 
 static void go_on(struct thread *thread, struct connection *connection)
 {
-    if (!connection->object) {
+    if (connection->state == WAITING) {
         read_requests(thread, connection);
+        return;
+    }
+    if (connection->state == RECEIVING) {
+        receive_body(thread, connection);
         return;
     }
     switch (send_answer(thread, connection)) {
@@ -478,6 +141,7 @@ static void go_on(struct thread *thread, struct connection *connection)
         return;
     case ENDED:
     case WAITS:
+    case ASKED:
         return;
     case DONE:
         if (!end_answer(thread, connection))
@@ -496,30 +160,43 @@ static double since_s(uint64_t now_ns, uint64_t moment_ns)
     return (double)(int64_t)(now_ns - moment_ns) / (double)SECOND_NS;
 }
 
-// Whether an answer goes too slowly, as kvgate/server/http1/transfer.py has it.
+// Whether a body goes too slowly, as kvgate/server/http1/transfer.py has it.
 static int is_late(const struct plane_options *options, const struct connection *connection, uint64_t now_ns)
 {
     if (since_s(now_ns, connection->moved_ns) > options->body_timeout_s)
         return 1;
     double due = since_s(now_ns, connection->began_ns) - options->body_timeout_s;
-    return (double)(connection->at - connection->start) < due * options->min_rate;
+    uint64_t moved = connection->put ? connection->put->received : connection->at - connection->start;
+    return (double)moved < due * options->min_rate;
 }
 
-// Close what takes too long, and when the plane drains what is idle.
+// Whether a connection waits for something for too long. `*what` is that.
+static int is_overdue(const struct plane_options *options, const struct connection *connection, uint64_t now_ns,
+                      enum late *what)
+{
+    *what = connection->state != WAITING ? LATE_BODY : connection->kept_nbytes ? LATE_HEAD : LATE_REQUEST;
+    if (*what == LATE_BODY)
+        return is_late(options, connection, now_ns);
+    double limit_s = *what == LATE_HEAD ? options->header_timeout_s : options->idle_timeout_s;
+    return since_s(now_ns, connection->active_at_ns) > limit_s;
+}
+
+// End what takes too long, and when the plane drains what is idle.
 static void sweep(struct thread *thread)
 {
-    const struct plane_options *options = &thread->plane->options;
     int draining = __atomic_load_n(&thread->plane->draining, __ATOMIC_RELAXED);
     pthread_mutex_lock(&thread->lock);
     for (struct connection *connection = thread->connections, *next; connection; connection = next) {
         next = connection->next;
-        enum late what = connection->object ? LATE_BODY : connection->kept_nbytes ? LATE_HEAD : LATE_REQUEST;
-        double limit_s = what == LATE_HEAD ? options->header_timeout_s : options->idle_timeout_s;
-        int late = what == LATE_BODY ? is_late(options, connection, thread->now_ns)
-                                     : since_s(thread->now_ns, connection->active_at_ns) > limit_s;
+        if (connection->state == ASKING)
+            continue;
+        enum late what;
+        int late = is_overdue(&thread->plane->options, connection, thread->now_ns, &what);
         if (late)
             count(&thread->counts.late[what], 1);
-        if (late || (draining && what == LATE_REQUEST))
+        if (late && connection->state == RECEIVING)
+            end_body(thread, connection, BODY_LATE);
+        else if (late || (draining && what == LATE_REQUEST))
             close_connection(thread, connection, 1);
     }
     pthread_mutex_unlock(&thread->lock);
@@ -581,7 +258,10 @@ struct plane *plane_new(const struct plane_options *options)
     plane->options = *options;
     plane->request_id = options->first_request_id;
     plane->handed_end = &plane->handed;
-    pthread_mutex_init(&plane->handed_lock, NULL);
+    plane->asked.end = &plane->asked.first;
+    plane->received.end = &plane->received.first;
+    plane->date.second = -1;
+    pthread_mutex_init(&plane->news_lock, NULL);
     for (unsigned i = 0; i < options->threads; i++) {
         plane->threads[i] = (struct thread){.plane = plane, .epoll_fd = -1, .wake_fd = -1};
         pthread_mutex_init(&plane->threads[i].lock, NULL);
@@ -594,7 +274,7 @@ struct plane *plane_new(const struct plane_options *options)
     if (failed) {
         int why = errno;
         plane_stop(plane);
-        plane_free(plane, NULL);
+        plane_free(plane, NULL, NULL);
         errno = why;
         return NULL;
     }
@@ -616,17 +296,35 @@ static size_t connections_of(struct thread *thread)
     return __atomic_load_n(&thread->connection_count, __ATOMIC_RELAXED);
 }
 
+// Room in `asking` for a socket. Whether there is memory for it.
+static int make_asking_room(struct plane *plane, int fd)
+{
+    if (fd < 0 || fd >= MAX_SOCKETS)
+        return 0;
+    if ((size_t)fd < plane->asking_room)
+        return 1;
+    size_t room = 2 * (size_t)fd + 64;
+    struct put **asking = realloc(plane->asking, room * sizeof *asking);
+    if (!asking)
+        return 0;
+    memset(asking + plane->asking_room, 0, (room - plane->asking_room) * sizeof *asking);
+    plane->asking = asking;
+    plane->asking_room = room;
+    return 1;
+}
+
 int plane_adopt(struct plane *plane, int fd, int listener, int exact)
 {
     struct thread *thread = &plane->threads[0];
     for (unsigned i = 1; i < plane->options.threads; i++)
         if (connections_of(&plane->threads[i]) < connections_of(thread))
             thread = &plane->threads[i];
-    struct connection *connection = calloc(1, sizeof *connection);
+    struct connection *connection = make_asking_room(plane, fd) ? calloc(1, sizeof *connection) : NULL;
     if (!connection) {
         errno = ENOMEM;
         return -1;
     }
+    connection->thread = thread;
     connection->fd = fd;
     connection->listener = listener;
     connection->exact = exact;
@@ -654,11 +352,11 @@ struct handed *plane_handed(struct plane *plane)
 {
     uint64_t signals;
     eventfd_read(plane->signal_fd, &signals); // before the look, so that what comes after it is told
-    pthread_mutex_lock(&plane->handed_lock);
+    pthread_mutex_lock(&plane->news_lock);
     struct handed *handed = plane->handed;
     plane->handed = NULL;
     plane->handed_end = &plane->handed;
-    pthread_mutex_unlock(&plane->handed_lock);
+    pthread_mutex_unlock(&plane->news_lock);
     return handed;
 }
 
@@ -674,7 +372,7 @@ void plane_counts(struct plane *plane, struct plane_counts *counts)
 {
     // A struct of nothing but uint64_t: each is read as a whole.
     uint64_t *sums = (uint64_t *)counts;
-    memset(counts, 0, sizeof *counts);
+    *counts = plane->counts;
     for (unsigned i = 0; i < plane->options.threads; i++) {
         const uint64_t *of_thread = (const uint64_t *)&plane->threads[i].counts;
         for (size_t j = 0; j < sizeof *counts / sizeof *sums; j++)
@@ -709,12 +407,19 @@ void plane_stop(struct plane *plane)
     }
 }
 
-void plane_free(struct plane *plane, void (*let_go)(struct object *))
+void plane_free(struct plane *plane, void (*let_go)(struct object *), void (*drop)(void *held))
 {
     for (struct handed *handed = plane_handed(plane), *next; handed; handed = next) {
         next = handed->next;
         close(handed->fd);
         free(handed);
+    }
+    for (struct put *put = plane->ended, *next; put; put = next) {
+        next = put->next;
+        if (put->held)
+            drop(put->held);
+        free(put->areas.at);
+        free(put);
     }
     for (unsigned i = 0; i < plane->options.threads; i++) {
         struct thread *thread = &plane->threads[i];
@@ -732,6 +437,7 @@ void plane_free(struct plane *plane, void (*let_go)(struct object *))
         objects_free(plane->objects, let_go);
     if (plane->signal_fd >= 0)
         close(plane->signal_fd);
-    pthread_mutex_destroy(&plane->handed_lock);
+    pthread_mutex_destroy(&plane->news_lock);
+    free(plane->asking);
     free(plane);
 }

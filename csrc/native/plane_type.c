@@ -1,11 +1,13 @@
 #include "plane_type.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <unistd.h>
 
 #include "credentials_type.h"
+#include "digest.h"
 #include "plane.h"
 
 #define MAX_THREADS 64
@@ -74,6 +76,63 @@ static struct object *hold(struct text *path, const Py_buffer texts[3], PyObject
         return NULL;
     }
     return object;
+}
+
+// --- uploads ---------------------------------------------------------------------------------------------------------
+
+// The memory that a body is received into, and its digest.
+struct target {
+    struct block_digest_object *digest; // claimed
+    Py_ssize_t view_count;
+    Py_buffer views[];
+};
+
+// With the GIL.
+static void drop(void *held)
+{
+    struct target *target = held;
+    while (target->view_count)
+        PyBuffer_Release(&target->views[--target->view_count]);
+    target->digest->claimed = 0;
+    Py_DECREF(target->digest);
+    PyMem_RawFree(target);
+}
+
+// Hold the memory for `nbytes`, and a digest for them; `*areas` is that memory, allocated. NULL with an exception set.
+static struct target *hold_target(PyObject *views, struct block_digest_object *digest, uint64_t nbytes, struct areas *areas)
+{
+    Py_ssize_t count = PySequence_Fast_GET_SIZE(views);
+    if (digest->digest.nbytes) {
+        PyErr_SetString(PyExc_ValueError, "the digest is of something already");
+        return NULL;
+    }
+    if (block_digest_claim(digest, nbytes))
+        return NULL;
+    struct target *target = PyMem_RawCalloc(1, sizeof *target + (size_t)count * sizeof *target->views);
+    areas->at = calloc((size_t)count + 1, sizeof *areas->at);
+    if (!target || !areas->at) {
+        PyMem_RawFree(target);
+        free(areas->at);
+        digest->claimed = 0;
+        PyErr_NoMemory();
+        return NULL;
+    }
+    target->digest = (struct block_digest_object *)Py_NewRef((PyObject *)digest);
+    uint64_t room = 0;
+    for (; target->view_count < count; target->view_count++) {
+        Py_buffer *view = &target->views[target->view_count];
+        if (PyObject_GetBuffer(PySequence_Fast_GET_ITEM(views, target->view_count), view, PyBUF_WRITABLE))
+            break;
+        areas->at[areas->count++] = (struct iovec){view->buf, (size_t)view->len};
+        room += (uint64_t)view->len;
+    }
+    if (target->view_count == count && room >= nbytes)
+        return target;
+    if (target->view_count == count)
+        PyErr_Format(PyExc_ValueError, "room for %llu of %llu bytes", (unsigned long long)room, (unsigned long long)nbytes);
+    drop(target);
+    free(areas->at);
+    return NULL;
 }
 
 // --- the type --------------------------------------------------------------------------------------------------------
@@ -191,7 +250,7 @@ static PyObject *plane_close(PlaneObject *self, PyObject *Py_UNUSED(nothing))
         Py_BEGIN_ALLOW_THREADS
         plane_stop(plane);
         Py_END_ALLOW_THREADS
-        plane_free(plane, let_go);
+        plane_free(plane, let_go, drop);
     }
     Py_RETURN_NONE;
 }
@@ -221,6 +280,11 @@ static PyObject *plane_type_adopt(PlaneObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *row_of(struct handed *handed)
+{
+    return Py_BuildValue("iiy#", handed->fd, handed->listener, handed->received, (Py_ssize_t)handed->nbytes);
+}
+
 static PyObject *plane_type_handed(PlaneObject *self, PyObject *Py_UNUSED(nothing))
 {
     if (!is_open(self))
@@ -228,9 +292,7 @@ static PyObject *plane_type_handed(PlaneObject *self, PyObject *Py_UNUSED(nothin
     PyObject *list = PyList_New(0);
     for (struct handed *handed = plane_handed(self->plane), *next; handed; handed = next) {
         next = handed->next;
-        PyObject *row = list ? Py_BuildValue("iiy#", handed->fd, handed->listener, handed->received,
-                                             (Py_ssize_t)handed->nbytes)
-                             : NULL;
+        PyObject *row = list ? row_of(handed) : NULL;
         if (!row || PyList_Append(list, row)) {
             close(handed->fd);
             Py_CLEAR(list);
@@ -239,6 +301,128 @@ static PyObject *plane_type_handed(PlaneObject *self, PyObject *Py_UNUSED(nothin
         free(handed);
     }
     return list;
+}
+
+// --- uploads, as Python sees them ------------------------------------------------------------------------------------
+
+static PyObject *text_or_none(struct text text)
+{
+    return text.at ? PyUnicode_DecodeASCII(text.at, text.len, NULL) : Py_NewRef(Py_None);
+}
+
+static PyObject *plane_type_asked(PlaneObject *self, PyObject *Py_UNUSED(nothing))
+{
+    if (!is_open(self))
+        return NULL;
+    PyObject *list = PyList_New(0);
+    for (struct put *put = plane_asked(self->plane); put && list; put = put->next) {
+        PyObject *row = Py_BuildValue("iINKNN", put->fd, put->tenant, text_or_none(put->path),
+                                      (unsigned long long)put->nbytes, text_or_none(put->content_type),
+                                      text_or_none(put->checksum));
+        if (!row || PyList_Append(list, row))
+            Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+static PyObject *plane_type_received(PlaneObject *self, PyObject *Py_UNUSED(nothing))
+{
+    if (!is_open(self))
+        return NULL;
+    PyObject *list = PyList_New(0);
+    for (struct put *put = plane_received(self->plane); put; put = put->next) {
+        ((struct target *)put->held)->digest->digest = put->digest;
+        drop(put->held);
+        put->held = NULL;
+        PyObject *row = list ? Py_BuildValue("ii", put->fd, put->stopped) : NULL;
+        if (!row || PyList_Append(list, row))
+            Py_CLEAR(list);
+        Py_XDECREF(row);
+    }
+    return list;
+}
+
+// The upload of a number; NULL with an exception set.
+static struct put *put_of(PlaneObject *self, int number)
+{
+    struct put *put = is_open(self) ? plane_asking(self->plane, number) : NULL;
+    if (!put && !PyErr_Occurred())
+        PyErr_Format(PyExc_KeyError, "no upload of the number %d waits for an answer", number);
+    return put;
+}
+
+static PyObject *plane_type_receive(PlaneObject *self, PyObject *args)
+{
+    int number, at_once;
+    PyObject *views, *object;
+    struct block_digest_object *digest;
+    struct put *put;
+    if (!PyArg_ParseTuple(args, "iOOp:receive", &number, &views, &object, &at_once) || !(put = put_of(self, number)) ||
+        !(digest = block_digest_of(object)))
+        return NULL;
+    if (put->areas.at)
+        return PyErr_Format(PyExc_ValueError, "the upload of the number %d has a place already", number);
+    PyObject *fast = PySequence_Fast(views, "views are a sequence");
+    if (!fast)
+        return NULL;
+    struct areas areas = {0};
+    struct target *target = hold_target(fast, digest, put->nbytes, &areas);
+    Py_DECREF(fast);
+    if (!target)
+        return NULL;
+    int ended;
+    Py_BEGIN_ALLOW_THREADS
+    ended = plane_receive(self->plane, put, areas, digest->digest, target, at_once);
+    Py_END_ALLOW_THREADS
+    if (!ended)
+        Py_RETURN_NONE;
+    int stopped = ended < 0 ? errno : put->stopped;
+    digest->digest = put->digest;
+    drop(target);
+    return PyLong_FromLong(stopped);
+}
+
+static PyObject *plane_type_answer(PlaneObject *self, PyObject *args)
+{
+    int number;
+    const char *lines;
+    Py_ssize_t nbytes;
+    struct put *put;
+    if (!PyArg_ParseTuple(args, "iy#:answer", &number, &lines, &nbytes) || !(put = put_of(self, number)))
+        return NULL;
+    plane_answer(self->plane, put, (struct text){lines, (uint32_t)nbytes});
+    Py_RETURN_NONE;
+}
+
+static PyObject *plane_type_refuse(PlaneObject *self, PyObject *args)
+{
+    int number, closes;
+    const char *whole;
+    Py_ssize_t nbytes;
+    struct put *put;
+    if (!PyArg_ParseTuple(args, "iy#p:refuse", &number, &whole, &nbytes, &closes) || !(put = put_of(self, number)))
+        return NULL;
+    plane_refuse(self->plane, put, (struct text){whole, (uint32_t)nbytes}, closes);
+    Py_RETURN_NONE;
+}
+
+static PyObject *plane_type_decline(PlaneObject *self, PyObject *args)
+{
+    int number;
+    struct put *put;
+    if (!PyArg_ParseTuple(args, "i:decline", &number) || !(put = put_of(self, number)))
+        return NULL;
+    if (put->areas.at)
+        return PyErr_Format(PyExc_ValueError, "the upload of the number %d has a place already", number);
+    struct handed *handed = plane_return(self->plane, put);
+    if (!handed)
+        return PyErr_NoMemory();
+    PyObject *row = row_of(handed);
+    if (!row)
+        close(handed->fd);
+    free(handed);
+    return row;
 }
 
 static PyObject *plane_type_connections(PlaneObject *self, void *Py_UNUSED(closure))
@@ -365,8 +549,9 @@ static PyObject *plane_type_counts(PlaneObject *self, PyObject *Py_UNUSED(nothin
         return NULL;
     struct plane_counts counts;
     plane_counts(self->plane, &counts);
-    return Py_BuildValue("{s:N,s:N,s:K,s:{s:K,s:K,s:K}}", "GetObject", counts_of(&counts, GET_OBJECT), "HeadObject",
-                         counts_of(&counts, HEAD_OBJECT), "sent_bytes", counts.sent_bytes, "late", "request",
+    return Py_BuildValue("{s:N,s:N,s:N,s:K,s:K,s:{s:K,s:K,s:K}}", "GetObject", counts_of(&counts, GET_OBJECT),
+                         "HeadObject", counts_of(&counts, HEAD_OBJECT), "PutObject", counts_of(&counts, PUT_OBJECT),
+                         "sent_bytes", counts.sent_bytes, "received_bytes", counts.received_bytes, "late", "request",
                          counts.late[LATE_REQUEST], "head", counts.late[LATE_HEAD], "body", counts.late[LATE_BODY]);
 }
 
@@ -374,6 +559,12 @@ static PyMethodDef methods[] = {
     {"fileno", (PyCFunction)plane_fileno, METH_NOARGS, NULL},
     {"adopt", (PyCFunction)plane_type_adopt, METH_VARARGS, NULL},
     {"handed", (PyCFunction)plane_type_handed, METH_NOARGS, NULL},
+    {"asked", (PyCFunction)plane_type_asked, METH_NOARGS, NULL},
+    {"receive", (PyCFunction)plane_type_receive, METH_VARARGS, NULL},
+    {"received", (PyCFunction)plane_type_received, METH_NOARGS, NULL},
+    {"answer", (PyCFunction)plane_type_answer, METH_VARARGS, NULL},
+    {"refuse", (PyCFunction)plane_type_refuse, METH_VARARGS, NULL},
+    {"decline", (PyCFunction)plane_type_decline, METH_VARARGS, NULL},
     {"publish", (PyCFunction)plane_type_publish, METH_VARARGS, NULL},
     {"withdraw", (PyCFunction)plane_type_withdraw, METH_O, NULL},
     {"released", (PyCFunction)plane_type_released, METH_NOARGS, NULL},

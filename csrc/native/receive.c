@@ -1,67 +1,17 @@
 /* A body taken off its socket and digested while it is in the cache, without the GIL. */
 
-#include <errno.h>
-#include <sys/socket.h>
-#include <sys/uio.h>
-
+#include "body.h"
 #include "buffers.h"
 #include "digest.h"
 
-#define CALL_NBYTES (1 << 20) /* the most that one call receives: what has arrived is still in the cache */
-#define ENDED (-1)            /* the peer has ended the stream; other reasons to stop are an errno, or 0 */
-
-/* The next call's places, in memory that is filled in order. */
-static int gather(const struct buffers *buffers, int at, size_t offset, size_t most, struct iovec places[BUFFERS])
-{
-    int count = 0;
-    for (; at < buffers->count && most; at++, offset = 0) {
-        size_t nbytes = (size_t)buffers->held[at].len - offset;
-        if (nbytes > most)
-            nbytes = most;
-        if (nbytes)
-            places[count++] = (struct iovec){(char *)buffers->held[at].buf + offset, nbytes};
-        most -= nbytes;
-    }
-    return count;
-}
-
-/* Receive up to `most` bytes into the buffers, and add them to the digest. How many; *stopped says why no more. */
-static size_t fill(int fd, const struct buffers *buffers, size_t most, struct block_digest *digest, int *stopped)
+/* `body_receive` into these buffers. */
+static size_t receive(int fd, const struct buffers *buffers, size_t most, struct block_digest *digest, int *stopped)
 {
     struct iovec places[BUFFERS];
-    size_t received = 0, offset = 0;
-    int at = 0;
-    *stopped = 0;
-    while (received < most) {
-        size_t asked = most - received < CALL_NBYTES ? most - received : CALL_NBYTES;
-        struct msghdr message = {.msg_iov = places};
-        message.msg_iovlen = (size_t)gather(buffers, at, offset, asked, places);
-        ssize_t count = recvmsg(fd, &message, 0);
-        if (count < 0 && errno == EINTR)
-            continue;
-        if (count <= 0) {
-            *stopped = count < 0 ? errno : ENDED;
-            break;
-        }
-        received += (size_t)count;
-        for (size_t left = (size_t)count; left;) {
-            size_t piece = (size_t)buffers->held[at].len - offset;
-            if (piece > left)
-                piece = left;
-            block_digest_add(digest, (const char *)buffers->held[at].buf + offset, piece);
-            left -= piece;
-            offset += piece;
-            if (offset == (size_t)buffers->held[at].len) {
-                at++;
-                offset = 0;
-            }
-        }
-        if ((size_t)count < asked) { /* there is no more for now: as good as asking again */
-            *stopped = EAGAIN;
-            break;
-        }
-    }
-    return received;
+    struct areas areas = {places, (size_t)buffers->count, 0, 0};
+    for (int i = 0; i < buffers->count; i++)
+        places[i] = (struct iovec){buffers->held[i].buf, (size_t)buffers->held[i].len};
+    return body_receive(fd, &areas, most, digest, stopped);
 }
 
 PyObject *block_digest_receive(PyObject *object, PyObject *const *arguments, Py_ssize_t count)
@@ -93,7 +43,7 @@ PyObject *block_digest_receive(PyObject *object, PyObject *const *arguments, Py_
         if (!failed) {
             struct block_digest digest = self->digest;
             Py_BEGIN_ALLOW_THREADS
-            received += fill(fd, &buffers, wanted, &digest, &stopped);
+            received += receive(fd, &buffers, wanted, &digest, &stopped);
             Py_END_ALLOW_THREADS
             self->digest = digest;
             self->claimed = 0;

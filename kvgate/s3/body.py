@@ -240,8 +240,13 @@ class _Claim:
         expected = self._expected
         if expected is None:
             expected = checksums.decode(self.header, self._algorithm, trailers[self.header])
-        if not hmac.compare_digest(expected, self.checksum.digest()):
-            raise self._error(f"the body does not match the {self.header} that came with it")
+        expect_digest(self.header, expected, self.checksum.digest(), self._error)
+
+
+def expect_digest(header: str, expected: bytes, digest: bytes, error: type[InvalidRequest] = BadDigest) -> None:
+    """Raises `error` for a body that has not the digest which this header says it has."""
+    if not hmac.compare_digest(expected, digest):
+        raise error(f"the body does not match the {header} that came with it")
 
 
 def content_codings(headers: Headers) -> list[str]:

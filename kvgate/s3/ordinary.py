@@ -9,3 +9,8 @@ ORDINARY_HEADERS = frozenset(
     }
 )
 """None of them asks for something that may be refused, or says anything of an object or of the digest of a body."""
+
+PLAIN_PUT_CHECKSUM = "x-amz-checksum-crc64nvme"
+
+PLAIN_PUT_HEADERS = ORDINARY_HEADERS - {"range", "x-amz-checksum-mode"} | {"content-type", PLAIN_PUT_CHECKSUM}
+"""Those that the native plane takes with a PUT (csrc/native/head.h)."""

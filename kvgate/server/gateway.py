@@ -38,6 +38,7 @@ from kvgate.server.front import Front
 from kvgate.server.http1.front import Listener, PlainFront
 from kvgate.server.listening import BACKLOG, listen_tcp, listening_unix
 from kvgate.server.plane_board import PlaneBoard
+from kvgate.server.plane_puts import PlanePuts
 from kvgate.server.shm.listener import EngineListener
 from kvgate.store.store import open_store
 from kvgate.store.values import TenantStats
@@ -165,12 +166,14 @@ async def running(config: GatewayConfig) -> AsyncIterator[None]:
 
         app = admin_app(metrics, collect, lambda: not draining.is_set(), healths, store.scrubber, stats, store.recorder)
         await _run(stack, web.AppRunner(app, access_log=None), admin_listener)
-        plane = _plane(config, tenants, domains)
+        plane, puts = _plane(config, tenants, domains), None
         if plane is not None:
+            puts = PlanePuts(plane, store, tenants, metrics, listen.body_timeout)
+            stack.push_async_callback(puts.close)
             board = PlaneBoard(plane, tenants, metrics, memory.name)
             stack.enter_context(board.running(store.published))
             collectors.append(board.collect)
-        plain = PlainFront(handle, listen, metrics, plane, store.published.settle)
+        plain = PlainFront(handle, listen, metrics, plane, store.published.settle, puts)
         stack.callback(plain.close)
         collectors.append(plain.collect)
         for each in unix_listeners:

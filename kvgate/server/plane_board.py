@@ -103,6 +103,7 @@ class PlaneBoard:
         for operation, new, old in (
             ("GetObject", counts["GetObject"], before["GetObject"]),
             ("HeadObject", counts["HeadObject"], before["HeadObject"]),
+            ("PutObject", counts["PutObject"], before["PutObject"]),
         ):
             statuses = {status: count - old["answers"][status] for status, count in new["answers"].items()}
             latencies = [count - known for count, known in zip(new["latencies"], old["latencies"], strict=True)]
@@ -113,6 +114,7 @@ class PlaneBoard:
             if operation == "GetObject":
                 metrics.reads.labels(self._tier).inc(sum(statuses.values()))
         metrics.sent_bytes.inc(counts["sent_bytes"] - before["sent_bytes"])
+        metrics.received_bytes.inc(counts["received_bytes"] - before["received_bytes"])
         for what, count in counts["late"].items():
             if count > before["late"][what]:
                 metrics.late_connections.labels(what).inc(count - before["late"][what])

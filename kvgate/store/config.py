@@ -67,7 +67,7 @@ class StoreConfig:
     published: int = option(
         default=100_000,
         help="objects in memory that the native data plane may answer for by itself, about 1 kB each; more where there "
-        "are more small ones in use, 0 has Python answer everything",
+        "are more small ones in use, 0 has Python answer everything, uploads too",
     )
     reserved_share: float = option(
         default=0.5,

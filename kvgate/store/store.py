@@ -299,18 +299,35 @@ class Store:
                     await self._placement.promotion.promote(entry, rank)
 
     async def open_write(
-        self, tenant: Tenant, bucket: str, key: str, nbytes: int | None, *, owner: str | None = None
+        self,
+        tenant: Tenant,
+        bucket: str,
+        key: str,
+        nbytes: int | None,
+        *,
+        owner: str | None = None,
+        whole: bool = False,
     ) -> Write:
         """An upload of `nbytes` bytes, or of a length not known yet.
 
         owner: of the memory, where another process is to fill it; then it is in memory as a whole, or refused
+        whole: the same for this process
         Raises NoSuchBucket, InvalidKey, UnknownSpace, QuotaExceeded, ObjectTooLarge, StoreFull, Overloaded, of which
         one is RateLimited.
         """
         self._index.bucket(tenant.name, bucket)
         kind = parse_any_key(key)
         take_quota = self._quota_for(tenant, evict=isinstance(kind, ChunkKey))
-        return await self._open_write(tenant, bucket, key, kind, nbytes, take_quota, owner=owner)
+        return await self._open_write(tenant, bucket, key, kind, nbytes, take_quota, owner=owner, whole=whole)
+
+    def takes_plain_puts(self, tenant: str, bucket: str) -> bool:
+        """Whether nothing but the tenant's quota limits uploads to its bucket, which has no settings.
+
+        Raises NoSuchBucket.
+        """
+        if self.rates.requests.rate(tenant) is not None or self.rates.write.rate(tenant) is not None:
+            return False
+        return not self._index.bucket(tenant, bucket).settings
 
     async def set_attributes(
         self, tenant: Tenant, bucket: str, key: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]

@@ -72,10 +72,10 @@ class Body:
             except BlockingIOError:
                 await self._wait()
             except ConnectionError as error:
-                raise _incomplete(error) from error
+                raise incomplete(error) from error
             else:
                 if not count:
-                    raise _incomplete("the peer ended the stream")
+                    raise incomplete("the peer ended the stream")
                 return count
 
     async def _wait(self) -> None:
@@ -83,15 +83,15 @@ class Body:
         try:
             await self._connection.readable()
         except (ConnectionError, TimeoutError) as error:
-            raise _incomplete(error) from error
+            raise incomplete(error) from error
 
     async def _move(self, receive: Receive, *, slow: bool) -> None:
         try:
             await self._connection.move(receive, slow=slow)
         except PeerGone as error:
-            raise _incomplete(error) from error
+            raise incomplete(error) from error
         except (ConnectionError, TimeoutError) as error:
-            raise _incomplete(error) from error
+            raise incomplete(error) from error
 
     async def _begin(self) -> None:
         if self._expected:
@@ -99,12 +99,13 @@ class Body:
             try:
                 await self._connection.send([_CONTINUE])
             except (ConnectionError, TimeoutError) as error:
-                raise _incomplete(error) from error
+                raise incomplete(error) from error
 
     def _count(self, nbytes: int) -> None:
         self.left -= nbytes
         self._connection.metrics.received_bytes.inc(nbytes)
 
 
-def _incomplete(error: object) -> IncompleteBody:
+def incomplete(error: object) -> IncompleteBody:
+    """What to raise for a body of which no more comes; `error` says why."""
     return IncompleteBody(f"the body ended before its announced length: {error}")

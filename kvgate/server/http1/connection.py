@@ -148,9 +148,10 @@ class Connection:
         self.active_at = time.monotonic()
         if not self.closed and self._interest != select.EPOLLIN:  # others went on meanwhile, and nobody serves this
             self._watch(select.EPOLLIN)
-            self._front.call_soon(self._serve_on)
+            self._front.call_soon(self.serve_on)
 
-    def _serve_on(self) -> None:
+    def serve_on(self) -> None:
+        """`serve` outside of a round."""
         self.serve()
         self.rest()
 

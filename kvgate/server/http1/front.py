@@ -33,6 +33,7 @@ from kvgate.server.http1.transfer import LOOP_NBYTES, SMALL_NBYTES, Pace
 
 if TYPE_CHECKING:
     from kvgate.native import Plane
+    from kvgate.server.plane_puts import PlanePuts
 
 logger = logging.getLogger(__name__)
 
@@ -77,10 +78,12 @@ class PlainFront:
         metrics: Metrics,
         plane: Plane | None = None,
         settle: Callable[[], None] = lambda: None,
+        puts: PlanePuts | None = None,
     ) -> None:
         """
         plane:  to wait for requests, and answer what it can; the caller's to close, after `close`
         settle: called when it has news besides its connections
+        puts:   of the plane
         """
         self.handle = handle
         self.metrics = metrics
@@ -105,6 +108,9 @@ class PlainFront:
         self._ids = itertools.count(secrets.randbits(63))
         self._plane = plane
         self._settle = settle
+        self._puts = puts
+        if puts is not None:
+            puts.begin(self.spawn, self._serve_handed, self.request_id)
         self.epoll.register(self.movers.fd, select.EPOLLIN)
         if plane is not None:
             self.epoll.register(plane.fileno(), select.EPOLLIN)
@@ -220,15 +226,23 @@ class PlainFront:
     def _take_handed(self) -> list[Connection]:
         """The connections that the plane has handed over, each with a request to be answered here."""
         assert self._plane is not None
-        connections = []
-        for fd, number, received in self._plane.handed():
-            listener = self._every_listener[number]
-            sock = socket.socket(listener.family, socket.SOCK_STREAM, 0, fd)
-            sock.setblocking(False)
-            connection = self._connections[fd] = Connection(self, listener, sock, received)
-            connections.append(connection)
+        connections = [self._take_back(*handed) for handed in self._plane.handed()]
         self._settle()
+        if self._puts is not None:
+            self._puts.take()
         return connections
+
+    def _take_back(self, fd: int, listener_number: int, received: bytes) -> Connection:
+        """Own a connection again of which `received` has been read."""
+        listener = self._every_listener[listener_number]
+        sock = socket.socket(listener.family, socket.SOCK_STREAM, 0, fd)
+        sock.setblocking(False)
+        connection = self._connections[fd] = Connection(self, listener, sock, received)
+        return connection
+
+    def _serve_handed(self, fd: int, listener_number: int, received: bytes) -> None:
+        """Serve a connection that the plane has given back."""
+        self.call_soon(self._take_back(fd, listener_number, received).serve_on)
 
     # --- what connections ask for -------------------------------------------------------------------------------------
 
