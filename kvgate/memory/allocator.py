@@ -6,18 +6,18 @@ Invariants
 3. A segment without a reserved page is a spare. It stays with its owner until another owner needs its capacity; then it
    is retired, and never comes back: the capacity returns as a new segment with a new id.
 4. `headroom(owner)` is exact: `grow` succeeds if and only if it asks for no more.
-5. `grow` and `shrink` are all or nothing, and each costs O(log n) for every extent that it makes or gives back.
+5. `grow` and `shrink` are all or nothing. For every extent that it makes or gives back each costs a look into a sorted
+   list of the lengths that free runs have, of which there are few.
 
 All sizes and offsets are bytes and whole pages. Not thread-safe: the arena calls it under its lock.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
-
-from sortedcontainers import SortedList
 
 from kvgate.errors import ArenaFull
 
@@ -59,13 +59,52 @@ class _Segment:
     ends: dict[int, int] = field(default_factory=dict)  # end of a free run: its offset
 
 
+class _Runs:
+    """The free runs of one owner, by length. Among those of a length the last one freed is taken first: its memory was
+    used last.
+    """
+
+    __slots__ = ("_by_length", "_lengths")
+
+    def __init__(self) -> None:
+        self._lengths: list[int] = []  # those of which there is a run, in order
+        self._by_length: dict[int, dict[tuple[int, int], None]] = {}  # segment id and offset of each
+
+    def add(self, nbytes: int, segment_id: int, offset: int) -> None:
+        runs = self._by_length.get(nbytes)
+        if runs is None:
+            runs = self._by_length[nbytes] = {}
+            insort(self._lengths, nbytes)
+        runs[segment_id, offset] = None
+
+    def remove(self, nbytes: int, segment_id: int, offset: int) -> None:
+        """Raises KeyError for one that there is not."""
+        runs = self._by_length[nbytes]
+        last, _ = runs.popitem()  # as a rule it is that; unlike `del` this leaves no hole that the next look would pass
+        if last != (segment_id, offset):
+            runs[last] = None
+            del runs[segment_id, offset]
+        if not runs:
+            del self._by_length[nbytes], self._lengths[bisect_left(self._lengths, nbytes)]
+
+    def best(self, nbytes: int) -> Extent | None:
+        """The shortest of at least `nbytes`, else the longest; None without any."""
+        lengths = self._lengths
+        if not lengths:
+            return None
+        position = bisect_left(lengths, nbytes)
+        length = lengths[position] if position < len(lengths) else lengths[-1]
+        segment_id, offset = next(reversed(self._by_length[length]))
+        return Extent(segment_id, offset, length)
+
+
 @dataclass(slots=True)
 class _Owner:
     nbytes: int = 0  # of all its segments
     free_nbytes: int = 0  # in all segments of this owner, spares included
     spare_nbytes: int = 0
     segment_ids: set[int] = field(default_factory=set)
-    by_size: SortedList = field(default_factory=SortedList)  # of (nbytes, segment id, offset), one a free run
+    runs: _Runs = field(default_factory=_Runs)
 
 
 def whole_pages(nbytes: int) -> int:
@@ -120,8 +159,9 @@ class Allocator:
                 f"{nbytes} more bytes were asked for; of {self.capacity_nbytes} this owner can still have {headroom}: "
                 "release or evict some first, or raise the capacity"
             )
-        if nbytes and not extents:  # as a rule there is a run for all of it
-            run = self._best_run(owner, nbytes)
+        own = self._owners.get(owner)
+        if nbytes and not extents and own is not None:  # as a rule there is a run for all of it
+            run = own.runs.best(nbytes)
             if run is not None and run.nbytes >= nbytes:
                 return Growth((self._take(Extent(run.segment_id, run.offset, nbytes)),), {}, [])
         grown = list(extents)
@@ -135,7 +175,8 @@ class Allocator:
                 grown[-1] = last._replace(nbytes=last.nbytes + more.nbytes)
                 nbytes -= more.nbytes
         while nbytes:
-            run = self._best_run(owner, nbytes)
+            own = self._owners.get(owner)
+            run = None if own is None else own.runs.best(nbytes)
             if run is None or run.nbytes < nbytes:
                 fresh_nbytes = self._make_room_for_segment(owner, nbytes, retired)
                 if fresh_nbytes > 0 and (run is None or fresh_nbytes > run.nbytes):
@@ -167,7 +208,7 @@ class Allocator:
         nbytes = self._spares.pop(segment_id)
         segment = self._segments.pop(segment_id)
         own = self._owners[segment.owner]
-        own.by_size.remove((nbytes, segment_id, 0))
+        own.runs.remove(nbytes, segment_id, 0)
         own.segment_ids.remove(segment_id)
         own.nbytes -= nbytes
         own.free_nbytes -= nbytes
@@ -176,15 +217,6 @@ class Allocator:
             del self._owners[segment.owner]
         self._spare_nbytes -= nbytes
         self.unassigned_nbytes += nbytes
-
-    def _best_run(self, owner: str, nbytes: int) -> Extent | None:
-        """The owner's smallest free run of at least `nbytes`, else its largest; None where it has none at all."""
-        own = self._owners.get(owner)
-        if own is None or not own.by_size:
-            return None
-        position = own.by_size.bisect_left((nbytes,))
-        run_nbytes, segment_id, offset = own.by_size[min(position, len(own.by_size) - 1)]
-        return Extent(segment_id, offset, run_nbytes)
 
     def _make_room_for_segment(self, owner: str, nbytes: int, retired: list[int]) -> int:
         """The size a new segment can have, once enough of other owners' spares are retired for `nbytes` to fit."""
@@ -219,11 +251,11 @@ class Allocator:
             self._spare_nbytes -= segment.nbytes
             own.spare_nbytes -= segment.nbytes
         run_end = segment.starts.pop(offset)
-        own.by_size.remove((run_end - offset, segment_id, offset))
+        own.runs.remove(run_end - offset, segment_id, offset)
         if end < run_end:
             segment.starts[end] = run_end
             segment.ends[run_end] = end
-            own.by_size.add((run_end - end, segment_id, end))
+            own.runs.add(run_end - end, segment_id, end)
         else:
             del segment.ends[run_end]
         segment.free_nbytes -= nbytes
@@ -238,14 +270,14 @@ class Allocator:
         segment = self._segments[segment_id]
         own = self._owners[segment.owner]
         if (before := segment.ends.pop(offset, None)) is not None:
-            own.by_size.remove((offset - before, segment_id, before))
+            own.runs.remove(offset - before, segment_id, before)
             offset = before
         if (behind := segment.starts.pop(end, None)) is not None:
-            own.by_size.remove((behind - end, segment_id, end))
+            own.runs.remove(behind - end, segment_id, end)
             end = behind
         segment.starts[offset] = end
         segment.ends[end] = offset
-        own.by_size.add((end - offset, segment_id, offset))
+        own.runs.add(end - offset, segment_id, offset)
         segment.free_nbytes += nbytes
         own.free_nbytes += nbytes
         self.used_nbytes -= nbytes

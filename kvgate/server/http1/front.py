@@ -52,6 +52,9 @@ _TOO_MANY = (
 _LOOPBACK_CONGESTION = b"reno"
 """Between processes of one host nothing is lost, and pacing (as of BBR) only costs: a third of the speed."""
 
+_LOOPBACK_RECEIVE_NBYTES = 1 << 20
+"""Nor is there a way to fill: what waits to be received there has left the caches by then."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listener:
@@ -359,3 +362,4 @@ def _tune(sock: socket.socket, address: Any) -> None:
     if address[0].startswith("127.") or address[0] == "::1":
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _LOOPBACK_CONGESTION)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _LOOPBACK_RECEIVE_NBYTES)
