@@ -1,12 +1,12 @@
 """Where the CPU of a request goes: a gateway in this process, with thread clocks around its parts.
 
-    python loadtest/where.py HEAD
-    python loadtest/where.py GET --nbytes 4MiB --connections 8
+    python loadtest/where.py PUT --nbytes 4MiB
+    python loadtest/where.py HEAD --python
 
-The gateway is what `kvgate serve` runs, without the native plane; the load client is a process of its own. A row is
-what a part costs a request, without the other parts that it calls, and how often it is called. The clocks cost a few
-microseconds a call, of which most is measured and left out. `rest` is what the process spent besides: the event loop,
-epoll, changes of threads.
+The gateway is what `kvgate serve` runs, with --python without the native plane; the load client is a process of its
+own. A row is what a part costs a request, without the other parts that it calls, and how often it is called. The clocks
+cost a few microseconds a call, of which most is measured and left out. `rest` is what the process spent besides: the
+event loop, epoll, changes of threads.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import os
 import resource
 import threading
 import time
@@ -33,6 +34,8 @@ from kvgate.auth.authenticator import Authenticator
 from kvgate.cli.config import read_config
 from kvgate.config import parse_size
 from kvgate.s3.api import S3
+from kvgate.s3.plain_put import PlainPut
+from kvgate.server import plane_puts
 from kvgate.server.gateway import running
 from kvgate.server.http1 import connection
 from kvgate.server.http1.transfer import Receive, Send
@@ -47,8 +50,13 @@ PARTS: dict[str, tuple[Any, str]] = {
     "send": (Send, "step"),
     "send an answer": (connection.Connection, "_send_now"),
     "receive": (Receive, "step"),
+    "uploads of the plane": (plane_puts.PlanePuts, "take"),
+    "open an upload": (plane_puts, "open_plain_put"),
+    "store an upload": (PlainPut, "store"),
 }
 """In the order in which they may call one another."""
+
+_PLANE_THREADS = "kvgate-plane"
 
 
 @dataclass
@@ -65,6 +73,7 @@ def main() -> None:
     parser.add_argument("--nbytes", type=parse_size, default=256 << 10, help="of each object (default 256KiB)")
     parser.add_argument("--connections", type=int, default=8, help="default 8")
     parser.add_argument("--seconds", type=float, default=2.0, help="how long (default 2)")
+    parser.add_argument("--python", action="store_true", help="without the native plane")
     options = parser.parse_args()
     with scratch() as name, reno():
         asyncio.run(measure(Path(name), options))
@@ -73,7 +82,7 @@ def main() -> None:
 async def measure(folder: Path, options: argparse.Namespace) -> None:
     driver, peer = Driver(folder), Kvgate(folder)
     config = folder / "kvgate.yaml"
-    config.write_text(yaml.safe_dump(peer.gateway.config | {"store": {"published": 0}}))  # Python answers everything
+    config.write_text(yaml.safe_dump(peer.gateway.config | ({"store": {"published": 0}} if options.python else {})))
     async with running(read_config(config)):
         await asyncio.sleep(3)  # until memory is ready
         make: dict[str, Callable[[], Exchange]] = {
@@ -86,16 +95,17 @@ async def measure(folder: Path, options: argparse.Namespace) -> None:
         exchange = make[options.operation]()
         await load(exchange, options.connections, 0.5)
         with clocks() as found:
-            before = cpu_s()
+            before, plane_before = cpu_s(), plane_cpu_s()
             outcome = await load(exchange, options.connections, options.seconds)
-            total_s = cpu_s() - before
+            total_s, plane_s = cpu_s() - before, plane_cpu_s() - plane_before
         count = outcome.exchanges + outcome.untimed
     print(f"{options.operation} of {options.nbytes} bytes, {options.connections} connections: {count} requests")
     print(f"{'':26} {'us a request':>12} {'calls':>7}")
     for name, clock in found.items():
         if clock.calls:
             print(f"{name:26} {clock.cpu_s / count * 1e6:>12.1f} {clock.calls / count:>7.2f}")
-    rest_s = total_s - sum(clock.cpu_s for clock in found.values())
+    print(f"{'threads of the plane':26} {plane_s / count * 1e6:>12.1f}")
+    rest_s = total_s - plane_s - sum(clock.cpu_s for clock in found.values())
     print(f"{'rest':26} {rest_s / count * 1e6:>12.1f}")
     print(f"{'all':26} {total_s / count * 1e6:>12.1f}")
 
@@ -167,6 +177,13 @@ def clocks() -> Iterator[dict[str, Clock]]:
 def cpu_s() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def plane_cpu_s() -> float:
+    """Of the native plane's threads, as Linux tells it."""
+    threads = (Path("/proc/self/task") / thread for thread in os.listdir("/proc/self/task"))
+    ours = [thread for thread in threads if (thread / "comm").read_text().strip() == _PLANE_THREADS]
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in ours) / 1e9
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@
 #include "parse.h"
 #include "plane_inside.h"
 
+#define PLANE_THREAD_NAME "kvgate-plane" // as top -H and /proc show it
 #define EVENTS 64
 #define SWEEP_MS 250
 #define MAX_SOCKETS (1 << 24)
@@ -246,6 +247,8 @@ static int start_thread(struct thread *thread)
     pthread_sigmask(SIG_SETMASK, &all, &before); // signals are Python's
     errno = pthread_create(&thread->id, NULL, run, thread);
     thread->started = !errno;
+    if (thread->started)
+        pthread_setname_np(thread->id, PLANE_THREAD_NAME);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return thread->started ? 0 : -1;
 }

@@ -19,6 +19,13 @@ static struct text moved(struct text text, const char *from, const char *to)
     return text.at ? (struct text){to + (text.at - from), text.len} : text;
 }
 
+// How much of a body has come with its head.
+static uint64_t came_with_head(const struct put *put)
+{
+    uint64_t came = put->data_nbytes - put->head_nbytes;
+    return came < put->nbytes ? came : put->nbytes;
+}
+
 // Let the event loop's thread have a connection.
 static void tell(struct plane *plane, struct connection *connection, struct puts *puts)
 {
@@ -61,6 +68,15 @@ enum progress begin_put(struct thread *thread, struct connection *connection, co
 static int receive_some(struct plane_counts *counts, struct put *put, uint64_t most)
 {
     uint64_t left = put->nbytes - put->received;
+    if (!put->received && came_with_head(put)) {
+        put->received = came_with_head(put);
+        body_take(&put->areas, put->data + put->head_nbytes, put->received, &put->digest);
+        count(&counts->received_bytes, put->received);
+        left -= put->received;
+    }
+    put->stopped = 0;
+    if (!left)
+        return 1;
     size_t came = body_receive(put->fd, &put->areas, left < most ? left : most, &put->digest, &put->stopped);
     put->received += came;
     count(&counts->received_bytes, came);
@@ -135,13 +151,9 @@ static int give(struct connection *connection, enum state state, uint32_t intere
 int plane_receive(struct plane *plane, struct put *put, struct areas areas, struct block_digest digest, void *held,
                   int at_once)
 {
-    size_t came = put->data_nbytes - put->head_nbytes;
     put->areas = areas;
     put->digest = digest;
-    put->received = came < put->nbytes ? came : put->nbytes;
-    body_take(&put->areas, put->data + put->head_nbytes, put->received, &put->digest);
-    count(&plane->counts.received_bytes, put->received);
-    if (put->received == put->nbytes || (at_once && receive_some(&plane->counts, put, AT_ONCE_NBYTES)))
+    if ((at_once || came_with_head(put) == put->nbytes) && receive_some(&plane->counts, put, AT_ONCE_NBYTES))
         return 1;
     struct connection *connection = put->connection;
     connection->moved_ns = clock_ns(CLOCK_MONOTONIC);
@@ -168,14 +180,14 @@ static void answer(struct plane *plane, struct put *put, char *head, size_t nbyt
 {
     struct connection *connection = put->connection;
     struct thread *thread = connection->thread;
-    size_t end = put->head_nbytes + (size_t)(put->nbytes < put->data_nbytes ? put->nbytes : put->data_nbytes);
+    size_t end = put->head_nbytes + (size_t)came_with_head(put);
     plane->asking[put->fd] = NULL;
     connection->put = NULL;
     connection->operation = operation;
     connection->partial = 0;
     connection->closes = closes;
     connection->start = connection->at = connection->stop = connection->verified = 0;
-    int kept = end >= put->data_nbytes || keep(thread, connection, put->data + end, put->data_nbytes - end);
+    int kept = end == put->data_nbytes || keep(thread, connection, put->data + end, put->data_nbytes - end);
     free(put->areas.at);
     free(put);
     if (!kept) { // and the connection is closed

@@ -6,7 +6,6 @@ Whatever is more than that, or is to be refused before its body has come, is lef
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from kvgate.auth.tenants import Tenant
@@ -46,7 +45,13 @@ async def open_plain_put(
 
 
 class PlainPut:
-    """An upload under way. An async context manager: leaving it without `store` aborts."""
+    """An upload under way, to end by `store` or `abort`.
+
+    views:  where the body goes
+    digest: what is to see it
+    """
+
+    __slots__ = ("_attributes", "_expected", "_store", "_write", "digest", "views")
 
     def __init__(self, store: Store, write: Write, attributes: Mapping[str, str], expected: bytes | None) -> None:
         """expected: the crc64nvme that the body is said to have, if that was said"""
@@ -54,34 +59,22 @@ class PlainPut:
         self._write = write
         self._attributes = attributes
         self._expected = expected
-
-    @property
-    def views(self) -> Sequence[memoryview]:
-        """Where the body goes."""
-        return self._write.slot.views
-
-    @property
-    def digest(self) -> BlockDigest:
-        """What is to see the body."""
-        return self._write.digest
+        self.views: Sequence[memoryview] = write.slot.views
+        self.digest: BlockDigest = write.digest
 
     async def store(self) -> Mapping[str, str]:
         """Make the object visible whose body has come, and say what its writer is told. Raises as PutObject does."""
         write, attributes = self._write, self._attributes
-        write.advance()
-        if self._expected is not None:
-            expect_digest(PLAIN_PUT_CHECKSUM, self._expected, write.crc64nvme.to_bytes(8, "big"))
-            attributes = {**attributes, PLAIN_PUT_CHECKSUM: checksums.encode(self._expected)}
-        return stored_headers(self._store, await write.commit(attributes))
+        try:
+            write.advance()
+            if self._expected is not None:
+                expect_digest(PLAIN_PUT_CHECKSUM, self._expected, write.crc64nvme.to_bytes(8, "big"))
+                attributes = {**attributes, PLAIN_PUT_CHECKSUM: checksums.encode(self._expected)}
+            return stored_headers(self._store, await write.commit(attributes))
+        except BaseException as error:
+            await self.abort(error)
+            raise
 
-    async def abort(self) -> None:
-        """Give back what it has taken, without an object."""
-        await self._write.abort()
-
-    async def __aenter__(self) -> PlainPut:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._write.__aexit__(kind, error, traceback)
+    async def abort(self, error: BaseException | None = None) -> None:
+        """Give back what it has taken, without an object; for `error`, where that is known. Idempotent."""
+        await self._write.__aexit__(None, error, None)

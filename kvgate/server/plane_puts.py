@@ -103,13 +103,15 @@ class PlanePuts:
 
     async def _end(self, upload: _Upload, stopped: int) -> None:
         """Store a body that has come, and say so, or say why not."""
+        if stopped:
+            error = incomplete(self._reason(stopped))
+            await upload.put.abort(error)
+            self._refuse(upload, error, closes=True)
+            return
         try:
-            async with upload.put as put:
-                if stopped:
-                    raise incomplete(self._reason(stopped))
-                headers = await put.store()
+            headers = await upload.put.store()
         except Exception as error:
-            self._refuse(upload, error, closes=bool(stopped))
+            self._refuse(upload, error, closes=False)
         else:
             self._plane.answer(upload.number, encode(field_lines(headers)))
 

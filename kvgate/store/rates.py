@@ -97,6 +97,8 @@ class Rates:
         self.requests = RateLimit("requests", "requests", refusals, clock)
         self.read = RateLimit("read_bytes", "bytes read", refusals, clock)
         self.write = RateLimit("write_bytes", "bytes written", refusals, clock)
+        self.uploads_limited: set[str] = set()
+        """The tenants with a rate that an upload is held against."""
 
     def upload(self, tenant: str, take_quota: Callable[[int], None]) -> Callable[[int], None]:
         """`take_quota` for one upload, whose bytes count at the tenant's rate too.
@@ -134,3 +136,5 @@ class Rates:
             for limit, each in ((self.requests, rate.requests), (self.read, rate.read_bytes)):
                 limit.set(tenant.name, each, rate.burst)
             self.write.set(tenant.name, rate.write_bytes, rate.burst)
+            if rate.requests is not None or rate.write_bytes is not None:
+                self.uploads_limited.add(tenant.name)

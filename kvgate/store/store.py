@@ -321,13 +321,11 @@ class Store:
         return await self._open_write(tenant, bucket, key, kind, nbytes, take_quota, owner=owner, whole=whole)
 
     def takes_plain_puts(self, tenant: str, bucket: str) -> bool:
-        """Whether nothing but the tenant's quota limits uploads to its bucket, which has no settings.
+        """Whether a bucket has no settings, and its owner no rate of requests or of bytes written.
 
         Raises NoSuchBucket.
         """
-        if self.rates.requests.rate(tenant) is not None or self.rates.write.rate(tenant) is not None:
-            return False
-        return not self._index.bucket(tenant, bucket).settings
+        return tenant not in self.rates.uploads_limited and not self._index.bucket(tenant, bucket).settings
 
     async def set_attributes(
         self, tenant: Tenant, bucket: str, key: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]
