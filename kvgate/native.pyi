@@ -156,10 +156,13 @@ class Plane:
         """
 
     def answer(self, number: int, lines: bytes, /) -> None:
-        """Answer 200 with these header lines, and go on with the connection."""
+        """Answer 200 with these header lines, and go on with the connection.
+
+        Raises ValueError where the body is not whole, KeyError for a number that does not wait.
+        """
 
     def refuse(self, number: int, whole: bytes, closes: bool, /) -> None:
-        """Answer this; the connection ends with it if `closes`."""
+        """Answer this; the connection ends with it if `closes`, or if the body is not whole. Raises KeyError."""
 
     def decline(self, number: int, /) -> tuple[int, int, bytes]:
         """As `handed`, the connection of a PUT that is not to be received here."""

@@ -166,6 +166,8 @@ static int is_late(const struct plane_options *options, const struct connection 
 {
     if (since_s(now_ns, connection->moved_ns) > options->body_timeout_s)
         return 1;
+    if (!connection->put && connection->start == connection->stop) // no body, and perhaps one before it that took long
+        return 0;
     double due = since_s(now_ns, connection->began_ns) - options->body_timeout_s;
     uint64_t moved = connection->put ? connection->put->received : connection->at - connection->start;
     return (double)moved < due * options->min_rate;

@@ -112,7 +112,7 @@ struct put *plane_received(struct plane *plane);
 // Answer that it is stored; `lines` are said of it.
 void plane_answer(struct plane *plane, struct put *put, struct text lines);
 
-// Answer this. The connection ends with it if `closes`.
+// Answer this. The connection ends with it if `closes`, or if the body has not come.
 void plane_refuse(struct plane *plane, struct put *put, struct text whole, int closes);
 
 // Have a connection back whose PUT is not to be received by the plane. NULL without memory; then it is closed.

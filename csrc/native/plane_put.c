@@ -197,6 +197,7 @@ static void answer(struct plane *plane, struct put *put, char *head, size_t nbyt
     ssize_t sent = head ? send(connection->fd, head, nbytes, MSG_NOSIGNAL | MSG_DONTWAIT) : -1;
     if (!head || (sent < 0 && errno != EAGAIN && errno != EWOULDBLOCK)) {
         free(head);
+        count_answer(&plane->counts, &plane->options, connection);
         close_connection(thread, connection, 0);
         return;
     }
@@ -236,7 +237,7 @@ void plane_refuse(struct plane *plane, struct put *put, struct text whole, int c
     char *copy = malloc(whole.len);
     if (copy)
         memcpy(copy, whole.at, whole.len);
-    answer(plane, put, copy, whole.len, UNCOUNTED, closes);
+    answer(plane, put, copy, whole.len, UNCOUNTED, closes || put->received < put->nbytes);
 }
 
 struct handed *plane_return(struct plane *plane, struct put *put)

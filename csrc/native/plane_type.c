@@ -391,6 +391,8 @@ static PyObject *plane_type_answer(PlaneObject *self, PyObject *args)
     struct put *put;
     if (!PyArg_ParseTuple(args, "iy#:answer", &number, &lines, &nbytes) || !(put = put_of(self, number)))
         return NULL;
+    if (put->received < put->nbytes)
+        return PyErr_Format(PyExc_ValueError, "the upload of the number %d is not whole", number);
     plane_answer(self->plane, put, (struct text){lines, (uint32_t)nbytes});
     Py_RETURN_NONE;
 }

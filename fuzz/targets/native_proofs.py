@@ -16,6 +16,7 @@ from fuzz.draw import Draw, T, spliced
 from fuzz.properties import must, refusals
 from fuzz.targets.base import Target
 from kvgate.auth.authenticator import Authenticator
+from kvgate.auth.identity import UNSIGNED
 from kvgate.auth.session import token_key
 from kvgate.auth.sigv4 import Scope, signing_key
 from kvgate.auth.tenants import AccessKeyConfig, TenantConfig, Tenants
@@ -60,6 +61,12 @@ _OPTIONAL = {  # what may be sent besides, usually
     "user-agent": "Boto3/1.44.8 md/Botocore#1.44.8 ua/2.1 os/linux#6.1",
     "x-amz-checksum-mode": "ENABLED",
 }
+_OPTIONAL_WITH_BODY = {  # and with a PUT, which has nothing to do with two of them
+    **{name: value for name, value in _OPTIONAL.items() if name not in ("range", "x-amz-checksum-mode")},
+    "content-length": "1048576",
+    "content-type": "application/octet-stream",
+    "x-amz-checksum-crc64nvme": "AAAAAAAAAAA=",
+}
 _LEFT_UNSIGNED = ("accept", "connection", "user-agent", "accept-encoding")
 _ODD_VALUES = ("a  b", "a\tb", "", "a \t b", " a", "a\t", "é", "a:b\n", "x" * 300, "UNSIGNED-PAYLOAD")
 _ODD_NAMES = ("date", "x-amz-security-token", "X-Amz-Date", "content-type", "hos", "hostt", "", "x-amz-acl")
@@ -76,7 +83,16 @@ _ODD_DATES = (
     ),
 )
 _PATHS = ("/bucket/kv/space/0123abc", "/b/k", "/", "//a/../~b-_", "/b/a%20b", "/b/\u00e9", "b/k", "", "/b/k?x", "/b/*")
-_PAYLOADS = ("", "unsigned-payload", _HEX.upper(), _HEX[1:], _HEX + "0", "STREAMING-UNSIGNED-PAYLOAD-TRAILER", "-" * 64)
+_PAYLOADS = (
+    "",
+    "unsigned-payload",
+    _HEX,
+    _HEX.upper(),
+    _HEX[1:],
+    _HEX + "0",
+    "STREAMING-UNSIGNED-PAYLOAD-TRAILER",
+    "-" * 64,
+)
 _WORDS = (
     *("Credential=", "SignedHeaders=", "Signature=", "AWS4-HMAC-SHA256", "/s3/aws4_request", "Bearer ", "kvs1."),
     *(
@@ -119,12 +135,13 @@ def check_signed(data: bytes) -> None:
     choices = _Choices(draw)
     key = draw.pick(tuple(_OWNERS))
     now_s = draw.pick((_NOW, _SECOND_OF_MARCH))
-    headers = {name: value for name, value in _OPTIONAL.items() if draw.one_in(2)}
+    method = choices.of(draw.pick(("GET", "HEAD", "PUT")), "get")
+    headers = {name: value for name, value in _optional(method).items() if draw.one_in(2)}
     headers["host"] = "gateway:9000"
     signed_at = now_s + choices.of(draw.pick((0, 0, -840, 840)), -899, 899, -900, 900, -901, 901, 86400)
     date = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(signed_at))
     headers["x-amz-date"] = date = choices.of(date, *_ODD_DATES)
-    headers["x-amz-content-sha256"] = choices.of(draw.pick(("UNSIGNED-PAYLOAD", _HEX)), *_PAYLOADS)
+    headers["x-amz-content-sha256"] = choices.of(draw.pick(_usual_payloads(method)), *_PAYLOADS)
     if draw.one_in(8):
         choices.odd = True
         headers[draw.pick((*headers, *_ODD_NAMES))] = draw.pick(_ODD_VALUES)
@@ -146,8 +163,7 @@ def check_signed(data: bytes) -> None:
         choices.of(date[:8], "20260202", "20260302", "2026020", "20260201"), choices.of("us-east-1", "", "e" * 65, "_")
     )
     scope = scope._replace(service=choices.of("s3", "S3", "sqs"))
-    method, path = choices.of(draw.pick(("GET", "HEAD")), "PUT", "get"), draw.pick(_PATHS[:4])
-    path = choices.of(path, *_PATHS[4:])
+    path = choices.of(draw.pick(_PATHS[:4]), *_PATHS[4:])
     listed = draw.pick((names, sorted(set(names))))
     values = {name: headers.get(name, "") for name in listed}
     if draw.one_in(2):  # as Python has it: values with single blanks
@@ -180,14 +196,24 @@ def check_tokens(data: bytes) -> None:
     keyed = token_key(owner, choices.of(key, "KEY-A", "BETAKEY"), f"{_SECRET}-{key}")
     proof = hmac.digest(keyed, signed.encode(), "sha256").hex()
     token = f"{signed}.{choices.of(proof, proof.upper(), proof[1:], proof + '0')}"
-    headers = {"host": "gateway:9000"} | {name: value for name, value in _OPTIONAL.items() if draw.one_in(3)}
+    method = draw.pick(("GET", "HEAD", "PUT"))
+    headers = {"host": "gateway:9000"} | {name: value for name, value in _optional(method).items() if draw.one_in(3)}
     headers["authorization"] = f"{choices.of(draw.pick(('Bearer', 'bearer', 'BEARER')), 'Bearer ', 'Bear', '')} {token}"
     if draw.one_in(3):
-        headers["x-amz-content-sha256"] = choices.of(draw.pick(("UNSIGNED-PAYLOAD", _HEX)), *_PAYLOADS)
+        headers["x-amz-content-sha256"] = choices.of(draw.pick(_usual_payloads(method)), *_PAYLOADS)
     if draw.one_in(12):
         choices.odd = True
         headers[draw.pick(_ODD_NAMES)] = draw.pick(_ODD_VALUES)
-    _compare(choices, _NOW, draw.pick(("GET", "HEAD")), draw.pick(_PATHS[:4]), headers, key)
+    _compare(choices, _NOW, method, draw.pick(_PATHS[:4]), headers, key)
+
+
+def _optional(method: str) -> dict[str, str]:
+    return _OPTIONAL_WITH_BODY if method == "PUT" else _OPTIONAL
+
+
+def _usual_payloads(method: str) -> tuple[str, ...]:
+    """Those that C proves with this method."""
+    return ("UNSIGNED-PAYLOAD",) if method == "PUT" else ("UNSIGNED-PAYLOAD", _HEX)
 
 
 def _compare(choices: _Choices, now_s: int, method: str, path: str, headers: dict[str, str], key: str) -> None:
@@ -208,11 +234,15 @@ def _compare(choices: _Choices, now_s: int, method: str, path: str, headers: dic
     must(choices.odd or _NAMES[number] == _OWNERS[key], "a request is taken for another tenant's")
     for fraction in (0.0, 0.999):
         _now = now_s + fraction
-        named = None
+        identity = None
         with refusals():
-            named = _PYTHON[ttl_s].authenticate(Request(method, path, "", Headers(headers.items()))).tenant.name
-        must(named is not None, "a request is proved that Python refuses")
-        must(named == _NAMES[number], "a request is proved for another tenant than Python has it for")
+            identity = _PYTHON[ttl_s].authenticate(Request(method, path, "", Headers(headers.items())))
+        must(identity is not None, "a request is proved that Python refuses")
+        assert identity is not None
+        must(identity.tenant.name == _NAMES[number], "a request is proved for another tenant than Python has it for")
+        must(
+            method != "PUT" or identity.payload is UNSIGNED, "an upload is proved whose body is to be held to something"
+        )
 
 
 _BYTES = tuple(word.encode() for word in _WORDS)

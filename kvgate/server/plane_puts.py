@@ -85,17 +85,20 @@ class PlanePuts:
         self, number: int, tenant: Tenant, path: str, nbytes: int, content_type: str | None, checksum: str | None
     ) -> None:
         began = time.monotonic()
-        put = await open_plain_put(self._store, tenant, path, nbytes, content_type, checksum)
+        put = None
+        try:
+            put = await open_plain_put(self._store, tenant, path, nbytes, content_type, checksum)
+            if put is not None:
+                alone = began - self._several_at > _ALONE_S
+                stopped = self._plane.receive(number, put.views, put.digest, alone)
+        except Exception:  # the usual way says what is wrong
+            if put is not None:
+                await put.abort()
+                put = None
         if put is None:
             self._serve(*self._plane.decline(number))
             return
         upload = _Upload(number, path, put, began)
-        try:
-            alone = began - self._several_at > _ALONE_S
-            stopped = self._plane.receive(number, put.views, put.digest, alone)
-        except BaseException:
-            await put.abort()
-            raise
         if stopped is None:
             self._receiving[number] = upload
         else:

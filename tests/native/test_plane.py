@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import re
 import select
@@ -11,88 +12,32 @@ import threading
 import time
 from array import array
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvgate.auth.authenticator import Authenticator
+from kvgate.auth.identity import UNSIGNED
 from kvgate.auth.session import Sessions
-from kvgate.auth.sigv4 import Credential, sign
-from kvgate.auth.tenants import AccessKeyConfig, TenantConfig, Tenants
-from kvgate.config import Secret
-from kvgate.memory.digest import BlockDigest
+from kvgate.auth.sigv4 import Credential
 from kvgate.messages import Request
-from kvgate.metrics import LATENCY_BUCKETS_S
+from kvgate.s3.ordinary import PLAIN_PUT_CHECKSUM, PLAIN_PUT_HEADERS
 from kvgate.s3.ranges import parse_range
 from kvgate.server.http1.head import parse_head
-
-native = pytest.importorskip("kvgate.native", reason="the native extension was not built")
-from kvgate.auth.native_credentials import native_credentials  # noqa: E402
-
-TENANTS = Tenants(
-    {
-        name: TenantConfig((AccessKeyConfig(f"AK-{name}", Secret(f"secret of {name}, long enough")),))
-        for name in ("acme", "other")
-    }
+from tests.native.planes import (
+    CHECKSUMS,
+    HEAD_LINES,
+    HOST,
+    OTHER,
+    PATIENCE_S,
+    TENANTS,
+    Bench,
+    digests,
+    read_answer,
+    signed,
+    until,
 )
-ACME = Credential("AK-acme", "secret of acme, long enough")
-OTHER = Credential("AK-other", "secret of other, long enough")
-HOST = "gate:9000"
-HEAD_LINES = b'ETag: "e"\r\nContent-Type: binary/octet-stream\r\n'
-CHECKSUMS = b"x-amz-checksum-type: FULL_OBJECT\r\n"
-PATIENCE_S = 30.0
-
-
-class Bench:
-    """A plane, and the connections and objects that a test makes."""
-
-    def __init__(self, **changes: Any) -> None:
-        options: dict[str, Any] = {
-            "threads": 2,
-            "domains": ("s3.example.com",),
-            "max_header": 16384,
-            "idle_timeout_s": 60,
-            "header_timeout_s": 60,
-            "body_timeout_s": 60,
-            "min_rate": 0,
-            "latency_buckets_s": LATENCY_BUCKETS_S,
-        }
-        self.plane = native.Plane(
-            native_credentials(TENANTS, max_skew_s=900, session_ttl_s=3600), **(options | changes)
-        )
-        self._sockets: list[socket.socket] = []
-
-    def connect(self, *, listener: int = 7, exact: bool = False, send_buffer: int = 0) -> socket.socket:
-        ours, theirs = socket.socketpair()
-        theirs.setblocking(False)
-        if send_buffer:
-            theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
-        ours.settimeout(PATIENCE_S)
-        self.plane.adopt(theirs.fileno(), listener, exact)
-        theirs.detach()
-        self._sockets.append(ours)
-        return ours
-
-    def publish(self, path: str, body: bytearray, tenant: int = 0) -> int:
-        return self.plane.publish(tenant, path.encode(), HEAD_LINES, CHECKSUMS, [memoryview(body)], digests(body))
-
-    def handed(self) -> list[tuple[int, int, bytes]]:
-        """What is handed over next; their sockets are closed at the end."""
-        rows: list[tuple[int, int, bytes]] = []
-        until(lambda: rows.extend(self.plane.handed()) or rows)
-        self._sockets += [socket.socket(fileno=fd) for fd, _, _ in rows]
-        return rows
-
-    def forget(self) -> None:
-        """Close every socket."""
-        while self._sockets:
-            self._sockets.pop().close()
-
-    def close(self) -> None:
-        self.plane.close()
-        self.forget()
 
 
 @pytest.fixture
@@ -100,57 +45,6 @@ def bench() -> Iterator[Bench]:
     made = Bench()
     yield made
     made.close()
-
-
-def digests(body: bytearray) -> array[int]:
-    digest = BlockDigest()
-    digest.update(memoryview(body))
-    return digest.blocks
-
-
-def signed(
-    method: str,
-    path: str,
-    more: dict[str, str] | None = None,
-    *,
-    query: str = "",
-    credential: Credential = ACME,
-    host: str = HOST,
-) -> bytes:
-    unsigned = {"host": host, **(more or {})}
-    headers = unsigned | sign(credential, method, path, query, unsigned, region="us-east-1", now=time.time())
-    target = f"{path}?{query}" if query else path
-    return "\r\n".join(
-        [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in headers.items()], "", ""]
-    ).encode()
-
-
-def read_answer(sock: socket.socket, *, body: bool = True) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of one answer. Raises ConnectionError when it is broken off."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        more = sock.recv(65536)
-        if not more:
-            raise ConnectionError("the connection ended")
-        data += more
-    head, _, rest = data.partition(b"\r\n\r\n")
-    status_line, *lines = head.decode().split("\r\n")
-    headers = dict(line.split(": ", 1) for line in lines)
-    wanted = int(headers["Content-Length"]) if body else 0
-    content = bytearray(rest)
-    while len(content) < wanted:
-        more = sock.recv(1 << 20)
-        if not more:
-            raise ConnectionError("the connection ended")
-        content += more
-    return int(status_line.split()[1]), headers, bytes(content)
-
-
-def until(condition: Any) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 # --- what it answers --------------------------------------------------------------------------------------------------
@@ -395,13 +289,38 @@ PIECES = [
         b"\x00",
     ),
     *(b"accept: */*\r\n", b"x-amz-meta-a: b\r\n", b"range: bytes=0-1\r\n", b"range: bytes=9-\r\n", b"\xff"),
+    *(
+        b"content-length: 5\r\n",
+        b"content-type: a/b\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+        b"PUT",
+        b"GET",
+        b"0",
+        b"+",
+    ),
+    *(
+        b"expect: 100-continue\r\n",
+        b"x-amz-checksum-crc64nvme: AAAAAAAAAAA=\r\n",
+        b"x-amz-checksum-crc32: AAAAAA==\r\n",
+    ),
 ]
 
 
-@settings(max_examples=400, deadline=None)
+PLAIN = [GOOD, signed("HEAD", "/b/k"), signed("GET", "/b/k", {"range": "bytes=1-2"})]
+PLAIN_PUTS = [
+    signed("PUT", "/b/k", more, query=query)
+    for more, query in (
+        ({"content-length": "4"}, ""),
+        ({"content-length": "12345", "content-type": "text/plain; charset=utf-8"}, "x-id=PutObject"),
+        ({"content-length": "00070", "x-amz-checksum-crc64nvme": "AAAAAAAAAAA=", "content-type": ""}, ""),
+    )
+]
+
+
+@settings(max_examples=800, deadline=None)
 @given(data=st.data())
 def test_answers_only_what_python_reads_and_believes_too(data: st.DataObject) -> None:
-    request = data.draw(st.sampled_from([GOOD, signed("HEAD", "/b/k"), signed("GET", "/b/k", {"range": "bytes=1-2"})]))
+    request = data.draw(st.sampled_from([*PLAIN, *PLAIN_PUTS]))
     for _ in range(data.draw(st.integers(0, 3))):
         start = data.draw(st.integers(0, len(request) - 4))
         stop = data.draw(st.integers(start, min(start + 12, len(request) - 4)))
@@ -412,19 +331,34 @@ def test_answers_only_what_python_reads_and_believes_too(data: st.DataObject) ->
     sock = bench.connect()
     sock.sendall(request)
     ready, _, _ = select.select([sock, bench.plane], [], [], PATIENCE_S)
+    asked = None
     if sock not in ready:
-        assert bench.handed()[0][2] == request
-        return
+        handed = bench.plane.handed()
+        if handed:
+            os.close(handed[0][0])
+            assert handed[0][2] == request
+            return
+        [asked] = bench.plane.asked()
+        fd, _, received = bench.plane.decline(asked[0])
+        os.close(fd)
+        assert received == request
     head = parse_head(request, end)
     assert head is not None
-    assert (head.raw_path, head.content_length, head.closes) == ("/b/k", 0, False)
+    assert (head.raw_path, head.closes, head.expects_continue) == ("/b/k", False, False)
     assert head.raw_query in ("", f"x-id={head.method.title()}Object")
-    authenticator = Authenticator(TENANTS, time.time, 900, session_ttl_s=3600)
-    assert (
-        authenticator.authenticate(Request(head.method, head.raw_path, head.raw_query, head.headers)).tenant.name
-        == "acme"
+    identity = Authenticator(TENANTS, time.time, 900, session_ttl_s=3600).authenticate(
+        Request(head.method, head.raw_path, head.raw_query, head.headers)
     )
-    assert read_answer(sock, body=head.method == "GET")[0] in (200, 206)
+    assert identity.tenant.name == "acme"
+    if asked is None:
+        assert head.content_length == 0
+        assert read_answer(sock, body=head.method == "GET")[0] in (200, 206)
+        return
+    assert (head.method, identity.payload) == ("PUT", UNSIGNED)
+    assert head.headers.all_among(PLAIN_PUT_HEADERS)
+    said = [head.headers.get(name) if name in head.headers else None for name in ("content-type", PLAIN_PUT_CHECKSUM)]
+    assert asked[1:] == (0, "/b/k", head.content_length, *said)
+    assert head.content_length > 0
 
 
 # --- bytes that are not what they were --------------------------------------------------------------------------------

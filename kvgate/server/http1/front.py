@@ -149,6 +149,8 @@ class PlainFront:
             await asyncio.sleep(_DRAIN_POLL_S)
         if left:
             logger.warning("%d connections were still busy after %g s, and are cut", left, timeout_s)
+        if self._plane is not None:
+            self.epoll.unregister(self._plane.fileno())  # nothing more begins
         for task in self._tasks:
             task.cancel()
         if self._tasks:
