@@ -36,6 +36,8 @@ async def open_plain_put(
         target = parse_target(raw_path, "")
         if not target.key or split_owner(target.bucket)[0] or not store.takes_plain_puts(owner.name, target.bucket):
             return None
+        if not store.has_quota(owner, nbytes):  # what is refused is counted, and that is for the other way to do
+            return None
         attributes = attributes_of(Headers([("content-type", content_type)])) if content_type is not None else {}
         expected = checksums.decode(PLAIN_PUT_CHECKSUM, "crc64nvme", checksum) if checksum is not None else None
         write = await store.open_write(owner, target.bucket, target.key, nbytes, whole=True)

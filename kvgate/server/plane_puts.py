@@ -21,6 +21,7 @@ from kvgate.s3.plain_put import PlainPut, open_plain_put
 from kvgate.server.http1.body import incomplete
 from kvgate.server.http1.eager import run_eagerly
 from kvgate.server.http1.head import HeadWriter, encode, field_lines
+from kvgate.server.http1.transfer import peer_gone
 
 if TYPE_CHECKING:
     from kvgate.native import Plane
@@ -98,7 +99,7 @@ class PlanePuts:
         if put is None:
             self._serve(*self._plane.decline(number))
             return
-        upload = _Upload(number, path, put, began)
+        upload = _Upload(number, path, nbytes, put, began)
         if stopped is None:
             self._receiving[number] = upload
         else:
@@ -107,7 +108,7 @@ class PlanePuts:
     async def _end(self, upload: _Upload, stopped: int) -> None:
         """Store a body that has come, and say so, or say why not."""
         if stopped:
-            error = incomplete(self._reason(stopped))
+            error = incomplete(self._reason(stopped, upload.nbytes - upload.put.digest.nbytes))
             await upload.put.abort(error)
             self._refuse(upload, error, closes=True)
             return
@@ -118,10 +119,10 @@ class PlanePuts:
         else:
             self._plane.answer(upload.number, encode(field_lines(headers)))
 
-    def _reason(self, stopped: int) -> str:
+    def _reason(self, stopped: int, left: int) -> str:
         if stopped == _LATE:
             return f"too little moved within {self._pause_s:g} s"
-        return "the peer ended the stream" if stopped == _ENDED else os.strerror(stopped)
+        return str(peer_gone(left)) if stopped == _ENDED else os.strerror(stopped)
 
     def _refuse(self, upload: _Upload, error: Exception, *, closes: bool) -> None:
         request_id = self._request_id()
@@ -138,5 +139,6 @@ class _Upload(NamedTuple):
 
     number: int
     path: str
+    nbytes: int
     put: PlainPut
     began: float

@@ -327,6 +327,10 @@ class Store:
         """
         return tenant not in self.rates.uploads_limited and not self._index.bucket(tenant, bucket).settings
 
+    def has_quota(self, tenant: Tenant, nbytes: int) -> bool:
+        """Whether `nbytes` more are within a tenant's quota, as things are."""
+        return not self._quota.excess(tenant.name, tenant.quota_nbytes, nbytes)
+
     async def set_attributes(
         self, tenant: Tenant, bucket: str, key: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]
     ) -> Record:

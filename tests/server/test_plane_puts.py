@@ -180,7 +180,8 @@ CASES = {
 def comparable(answer: tuple[int, dict[str, str], bytes]) -> tuple[int, dict[str, str], bytes]:
     """An answer but for what no two have in common."""
     status, headers, body = answer
-    kept = {name: value for name, value in headers.items() if name not in ("date", "x-amz-request-id", "last-modified")}
+    names = headers.keys() - {"date", "x-amz-request-id", "last-modified"}
+    kept = {name: re.sub(r"\d\d:\d\d:\d\d", "", headers[name]) for name in names}
     return status, kept, re.sub(rb"<RequestId>\w+</RequestId>", b"", body)
 
 
@@ -207,7 +208,7 @@ def test_an_upload_is_answered_and_means_the_same(pair: tuple[RunningGateway, Ru
         gateway.answered("PutObject")
         changes.append({name: value - before.get(name, 0) for name, value in counted(gateway).items()})
         assert by_plane(gateway) - plane_before == (gateway is pair[0] and case.plane)
-        if case.path.count("/") > 1 and case.path[-1] != "/":
+        if case.path.split("/", 2)[2:] not in ([], [""]):
             bodies.append(comparable(send(gateway, "GET", case.path, credential=signing(case.credential))))
     assert answers[0] == answers[1]
     assert answers[0][0] == case.status
@@ -271,7 +272,11 @@ def test_a_body_that_is_cut_short_is_refused_the_same(pair: tuple[RunningGateway
             while more := sock.recv(65536):
                 data += more
             head, _, body = data.partition(b"\r\n\r\n")
-            lines = [line for line in head.split(b"\r\n") if not line.startswith((b"Date:", b"x-amz-request-id:"))]
+            lines = [
+                line
+                for line in head.split(b"\r\n")
+                if not line.startswith((b"Date:", b"x-amz-request-id:", b"Connection:"))
+            ]
             answers.append((lines, re.sub(rb"<RequestId>\w+</RequestId>", b"", body)))
         gateway.answered("PutObject")
         after = counted(gateway)

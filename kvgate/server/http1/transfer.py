@@ -115,6 +115,11 @@ class PeerGone(ConnectionError):
     """The peer ended the stream within a message."""
 
 
+def peer_gone(left: int) -> PeerGone:
+    """What to raise, or to say, of a body of which the last `left` bytes do not come."""
+    return PeerGone(f"the peer ended the stream {left} bytes before the end of the body")
+
+
 Receiver = Callable[[socket.socket, Sequence[memoryview], int], tuple[int, int]]
 """See kvgate.native.BlockDigest.receive."""
 
@@ -157,7 +162,7 @@ class Receive(Transfer):
             except BlockingIOError:
                 return False
             if not count:
-                raise self._peer_gone()
+                raise peer_gone(self.left)
             self._take(count)
             budget -= count
             if count < asked:  # there is no more for now; epoll tells when there is
@@ -173,13 +178,10 @@ class Receive(Transfer):
             self.received += count
             self._drop(count)
         if stopped == _ENDED:
-            raise self._peer_gone()
+            raise peer_gone(self.left)
         if stopped not in (0, errno.EAGAIN):
             raise OSError(stopped, os.strerror(stopped))
         return not self.left
-
-    def _peer_gone(self) -> PeerGone:
-        return PeerGone(f"the peer ended the stream {self.left} bytes before the end of the body")
 
     def _scattered(self) -> list[memoryview]:
         """The next views, as many as one call fills."""
