@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import os
 import random
 import re
+import select
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from kvgate.auth import sigv4
 from kvgate.chunk.key import ManifestKey
+from kvgate.config import Size
 from kvgate.memory.digest import extend_crc64nvme
+from kvgate.metrics import Metrics
+from kvgate.server.plane_puts import PlanePuts
+from kvgate.store.config import StoreConfig
+from kvgate.store.store import open_store
+from kvgate.tiers.host import HostConfig, HostTier
 from tests.chunks import SPACE, chunk
 from tests.gateways import ALPHA, BETA, Credential, RunningGateway, default_config
+from tests.native.planes import Bench, read_answer
+from tests.native.planes import put as planes_put
 from tests.s3.clients import s3_client
+from tests.server.test_plane_board import TENANTS
 from tests.server.test_sessions import token_of
 from tests.wire import send, signed_head
-
-pytest.importorskip("kvgate.native", reason="the native extension was not built")
 
 MiB = 1 << 20
 BODY = random.Random(1).randbytes(4 * MiB)
@@ -468,3 +479,48 @@ def test_a_stop_keeps_what_was_answered(start_gateway: StartGateway, stuck: bool
 
 def body_of(key: str) -> bytes:
     return random.Random(key).randbytes(random.Random(key).choice([1, 30_000, 1_100_000]))
+
+
+# --- without a gateway ------------------------------------------------------------------------------------------------
+
+
+async def test_an_error_that_nobody_foresaw_leaves_uploads_to_the_usual_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none of them waits for ever."""
+    memory, metrics = HostTier(HostConfig(capacity=Size(64 * MiB))), Metrics()
+    bench = Bench()
+    served: list[tuple[int, int, bytes]] = []
+    try:
+        async with open_store(
+            memory, [], TENANTS, config=StoreConfig(), metrics=metrics, catalog=tmp_path / "buckets"
+        ) as store:
+            puts = PlanePuts(bench.plane, store, TENANTS, metrics, pause_s=PATIENCE_S)
+            puts.begin(asyncio.get_running_loop().create_task, lambda *row: served.append(row), lambda: "0" * 16)
+
+            async def fails(*_: object, **__: object) -> None:
+                raise OSError("the disk is on fire")
+
+            sound = store.open_write
+            monkeypatch.setattr(store, "open_write", fails)
+            broken = [bench.connect() for _ in range(3)]
+            for sock in broken:
+                sock.sendall(planes_put("/bucket/key", b"body"))
+            async with asyncio.timeout(PATIENCE_S):
+                while len(served) < len(broken):
+                    puts.take()
+                    await asyncio.sleep(0.01)
+            assert [received.startswith(b"PUT /bucket/key ") for _, _, received in served] == [True] * 3
+            monkeypatch.setattr(store, "open_write", sound)
+            sock = bench.connect()
+            sock.sendall(planes_put("/bucket/key", b"body"))
+            async with asyncio.timeout(PATIENCE_S):
+                while not select.select([sock], [], [], 0)[0]:
+                    puts.take()
+                    await asyncio.sleep(0.01)
+            assert read_answer(sock)[0] == 200
+            assert store.stat("acme", "bucket", "key").nbytes == 4
+    finally:
+        for fd, _, _ in served:
+            os.close(fd)
+        bench.close()
