@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kvgate.auth.tenants import Tenant
-from kvgate.chunk.key import split_owner
+from kvgate.chunk.key import KV_PREFIX, split_owner
 from kvgate.errors import KVGateError
 from kvgate.memory.digest import BlockDigest
 from kvgate.messages import Headers
@@ -36,8 +36,8 @@ async def open_plain_put(
         target = parse_target(raw_path, "")
         if not target.key or split_owner(target.bucket)[0] or not store.takes_plain_puts(owner.name, target.bucket):
             return None
-        if not store.has_quota(owner, nbytes):  # what is refused is counted, and that is for the other way to do
-            return None
+        if not (target.key.startswith(KV_PREFIX) or store.has_quota(owner, nbytes)):  # chunks may make room for it
+            return None  # what is refused is counted, and once is enough
         attributes = attributes_of(Headers([("content-type", content_type)])) if content_type is not None else {}
         expected = checksums.decode(PLAIN_PUT_CHECKSUM, "crc64nvme", checksum) if checksum is not None else None
         write = await store.open_write(owner, target.bucket, target.key, nbytes, whole=True)

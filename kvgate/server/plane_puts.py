@@ -9,6 +9,7 @@ Invariants
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Coroutine, Iterable
@@ -21,11 +22,13 @@ from kvgate.s3.plain_put import PlainPut, open_plain_put
 from kvgate.server.http1.body import incomplete
 from kvgate.server.http1.eager import run_eagerly
 from kvgate.server.http1.head import HeadWriter, encode, field_lines
-from kvgate.server.http1.transfer import peer_gone
+from kvgate.server.http1.transfer import LOOP_NBYTES, peer_gone
 
 if TYPE_CHECKING:
     from kvgate.native import Plane
     from kvgate.store.store import Store
+
+logger = logging.getLogger(__name__)
 
 _ALONE_S = 0.05
 """Who has been the only one to upload for so long is served without a change of threads, which would only take time."""
@@ -90,9 +93,10 @@ class PlanePuts:
         try:
             put = await open_plain_put(self._store, tenant, path, nbytes, content_type, checksum)
             if put is not None:
-                alone = began - self._several_at > _ALONE_S
+                alone = nbytes <= LOOP_NBYTES and began - self._several_at > _ALONE_S
                 stopped = self._plane.receive(number, put.views, put.digest, alone)
-        except Exception:  # the usual way says what is wrong
+        except Exception:
+            logger.exception("an upload could not be begun in the native plane, and takes the usual way")
             if put is not None:
                 await put.abort()
                 put = None

@@ -52,7 +52,7 @@ _TOO_MANY = (
 _LOOPBACK_CONGESTION = b"reno"
 """Between processes of one host nothing is lost, and pacing (as of BBR) only costs: a third of the speed."""
 
-_LOOPBACK_RECEIVE_NBYTES = 1 << 20
+_LOOPBACK_RECEIVE_NBYTES = 2 << 20
 """Nor is there a way to fill: what waits to be received there has left the caches by then."""
 
 
