@@ -431,7 +431,7 @@ def test_peers_that_go_away_leave_no_memory_taken(start_gateway: StartGateway) -
     stuck.close()
     until(lambda: gateway.metrics()["kvgate_connections"] == 0)
     until(lambda: gateway.metrics()['kvgate_tier_used_bytes{tier="host"}'] == before)
-    assert gateway.metrics()['kvgate_late_connections_total{what="body"}'] == 1
+    assert gateway.metrics()['kvgate_late_connections_total{what="body"}'] >= 1
     assert send(gateway, "GET", "/alpha-bucket/gone")[0] == 404
     gateway.stop()
     assert is_clean(gateway.log)
