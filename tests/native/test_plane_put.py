@@ -838,7 +838,7 @@ class Loop:
         return ours
 
     def run(self) -> None:
-        while not self.stop.is_set() or self.bench.plane.connections:
+        while not self.stop.is_set() or self.bench.plane.connections or not self._coming.empty():
             select.select([self.bench.plane], [], [], 0.005)
             while not self._coming.empty():
                 theirs = self._coming.get()
