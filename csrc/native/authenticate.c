@@ -227,7 +227,7 @@ static bool read_claim(struct claim *claim, const struct head *head) {
 // What changes the meaning of a request must be signed: the host and every x-amz-* header. Nothing can sign itself.
 static bool covers(const struct claim *claim, const struct head *head) {
     uint32_t needed = 1u << H_HOST;
-    for (int header = H_CHECKSUM_CRC64NVME; header <= H_AMZ_DATE; header++)
+    for (int header = H_CHECKSUM_CRC64NVME; header <= H_SDK_CHECKSUM; header++)
         if (head->values[header].at) needed |= 1u << header;
     return (claim->headers & needed) == needed && !(claim->headers & 1u << H_AUTHORIZATION);
 }

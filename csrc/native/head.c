@@ -110,8 +110,10 @@ static int is_plain(struct head *head)
     if (!values[H_HOST].at || !take_length(head) || (option.at && !text_is_nocase(option, "keep-alive", 10)))
         return 0;
     if (head->method == PUT)
-        return head->body_nbytes && !values[H_RANGE].at && !values[H_CHECKSUM_MODE].at;
-    return !head->body_nbytes && !values[H_CONTENT_TYPE].at && !values[H_CHECKSUM_CRC64NVME].at;
+        return head->body_nbytes && !values[H_RANGE].at && !values[H_CHECKSUM_MODE].at &&
+               (!values[H_EXPECT].at || text_is_nocase(values[H_EXPECT], "100-continue", 12));
+    return !head->body_nbytes && !values[H_CONTENT_TYPE].at && !values[H_EXPECT].at &&
+           !values[H_CHECKSUM_CRC64NVME].at && !values[H_SDK_CHECKSUM].at;
 }
 
 int parse_head(struct head *head, const char *data, size_t nbytes)

@@ -1,9 +1,10 @@
 // The head of a request as the native data plane takes it: a strict subset of what kvgate/server/http1/head.py takes.
 //
-// A parsed head is HTTP/1.1: GET or HEAD without a body, or PUT with one of known length that follows at once. Its path
-// has only A-Z a-z 0-9 . _ ~ / -; it has no query but the one that some SDKs name the operation in, x-id=GetObject,
-// x-id=HeadObject or x-id=PutObject, which changes nothing; its headers are of the list below, none twice, and say
-// nothing of what the method does not do; their values are printable ASCII and tabs, without the blanks around them.
+// A parsed head is HTTP/1.1: GET or HEAD without a body, or PUT with one of known length, which may wait to be
+// asked for. Its path has only A-Z a-z 0-9 . _ ~ / -; it has no query but the one that some SDKs name the operation in,
+// x-id=GetObject, x-id=HeadObject or x-id=PutObject, which changes nothing; its headers are of the list below, none
+// twice, and say nothing of what the method does not do; their values are printable ASCII and tabs, without the blanks
+// around them.
 #pragma once
 
 #include <stddef.h>
@@ -25,6 +26,7 @@ enum header {
     H_CONNECTION,
     H_CONTENT_LENGTH,
     H_CONTENT_TYPE,
+    H_EXPECT,
     H_HOST,
     H_RANGE,
     H_USER_AGENT,
@@ -32,6 +34,7 @@ enum header {
     H_CHECKSUM_MODE,
     H_CONTENT_SHA256,
     H_AMZ_DATE,
+    H_SDK_CHECKSUM,
     H_COUNT
 };
 

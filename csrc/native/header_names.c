@@ -9,6 +9,7 @@ const struct text header_names[H_COUNT] = {
     [H_CONNECTION] = {"connection", 10},
     [H_CONTENT_LENGTH] = {"content-length", 14},
     [H_CONTENT_TYPE] = {"content-type", 12},
+    [H_EXPECT] = {"expect", 6},
     [H_HOST] = {"host", 4},
     [H_RANGE] = {"range", 5},
     [H_USER_AGENT] = {"user-agent", 10},
@@ -16,4 +17,5 @@ const struct text header_names[H_COUNT] = {
     [H_CHECKSUM_MODE] = {"x-amz-checksum-mode", 19},
     [H_CONTENT_SHA256] = {"x-amz-content-sha256", 20},
     [H_AMZ_DATE] = {"x-amz-date", 10},
+    [H_SDK_CHECKSUM] = {"x-amz-sdk-checksum-algorithm", 28},
 };

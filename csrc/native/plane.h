@@ -60,6 +60,7 @@ struct put {
     uint32_t tenant;
     struct text path, content_type, checksum; // checksum: of x-amz-checksum-crc64nvme
     uint64_t nbytes;
+    int expects; // whether the peer waits to be told that it may send the body
 
     // Once it is to be received: where to, and how far that has come.
     struct areas areas; // `at` was allocated

@@ -53,6 +53,7 @@ enum progress begin_put(struct thread *thread, struct connection *connection, co
                         .content_type = moved(head->values[H_CONTENT_TYPE], data, put->data),
                         .checksum = moved(head->values[H_CHECKSUM_CRC64NVME], data, put->data),
                         .nbytes = head->body_nbytes,
+                        .expects = head->values[H_EXPECT].at != NULL,
                         .head_nbytes = head->nbytes,
                         .data_nbytes = (uint32_t)nbytes};
     memcpy(put->data, data, nbytes);
@@ -147,11 +148,26 @@ static int give(struct connection *connection, enum state state, uint32_t intere
     return failed;
 }
 
+// Tell a peer that it may send its body, where it waits for that. Whether it was told: its socket has room, unless it
+// does not read what it has asked for before.
+static int invite(const struct put *put)
+{
+    static const char line[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    const ssize_t nbytes = sizeof line - 1;
+    if (!put->expects || came_with_head(put)) // who sends before it is told does not wait
+        return 1;
+    return send(put->fd, line, (size_t)nbytes, MSG_NOSIGNAL | MSG_DONTWAIT) == nbytes;
+}
+
 int plane_receive(struct plane *plane, struct put *put, struct areas areas, struct block_digest digest, void *held,
                   int at_once)
 {
     put->areas = areas;
     put->digest = digest;
+    if (!invite(put)) {
+        put->stopped = EPIPE;
+        return 1;
+    }
     if ((at_once || came_with_head(put) == put->nbytes) && receive_some(&plane->counts, put, TURN_NBYTES))
         return 1;
     struct connection *connection = put->connection;

@@ -65,7 +65,9 @@ _OPTIONAL_WITH_BODY = {  # and with a PUT, which has nothing to do with two of t
     **{name: value for name, value in _OPTIONAL.items() if name not in ("range", "x-amz-checksum-mode")},
     "content-length": "1048576",
     "content-type": "application/octet-stream",
+    "expect": "100-continue",
     "x-amz-checksum-crc64nvme": "AAAAAAAAAAA=",
+    "x-amz-sdk-checksum-algorithm": "CRC64NVME",
 }
 _LEFT_UNSIGNED = ("accept", "connection", "user-agent", "accept-encoding")
 _ODD_VALUES = ("a  b", "a\tb", "", "a \t b", " a", "a\t", "é", "a:b\n", "x" * 300, "UNSIGNED-PAYLOAD")

@@ -12,5 +12,7 @@ ORDINARY_HEADERS = frozenset(
 
 PLAIN_PUT_CHECKSUM = "x-amz-checksum-crc64nvme"
 
-PLAIN_PUT_HEADERS = ORDINARY_HEADERS - {"range", "x-amz-checksum-mode"} | {"content-type", PLAIN_PUT_CHECKSUM}
+PLAIN_PUT_HEADERS = ORDINARY_HEADERS - {"range", "x-amz-checksum-mode"} | {
+    *("content-type", "expect", "x-amz-sdk-checksum-algorithm", PLAIN_PUT_CHECKSUM)
+}
 """Those that the native plane takes with a PUT (csrc/native/head.h)."""

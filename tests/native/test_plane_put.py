@@ -152,8 +152,8 @@ def _more(name: str, value: str) -> bytes:
         pytest.param(signed("PUT", "/b/k", {"transfer-encoding": "chunked"}) + b"4\r\nbody\r\n0\r\n\r\n", id="chunked"),
         pytest.param(_with(b"transfer-encoding: chunked"), id="a coding and a length"),
         pytest.param(_with(b"transfer-encoding: identity"), id="another coding"),
-        pytest.param(_more("expect", "100-continue"), id="expect"),
-        pytest.param(_with(b"expect: 100-continue"), id="expect, not signed"),
+        pytest.param(_more("expect", "200-ok"), id="another expectation"),
+        pytest.param(_with(b"expect:"), id="an empty expectation"),
         pytest.param(signed("PUT", "/b/k", {"content-length": "0"}), id="nothing"),
         pytest.param(signed("PUT", "/b/k", {"content-length": "000"}), id="nothing in three digits"),
         pytest.param(signed("PUT", "/b/k") + b"body", id="no length"),
@@ -175,7 +175,7 @@ def _more(name: str, value: str) -> bytes:
         pytest.param(_with(b"range: bytes=0-1"), id="a range, not signed"),
         pytest.param(_more("x-amz-checksum-mode", "ENABLED"), id="checksum mode"),
         pytest.param(_more("x-amz-checksum-crc32", "AAAAAA=="), id="another checksum"),
-        pytest.param(_more("x-amz-sdk-checksum-algorithm", "CRC64NVME"), id="a checksum's algorithm"),
+        pytest.param(_with(b"x-amz-sdk-checksum-algorithm: CRC64NVME"), id="a checksum's algorithm, not signed"),
         pytest.param(_with(b"x-amz-checksum-crc64nvme: AAAAAAAAAAA="), id="a checksum that is not signed"),
         pytest.param(_more("x-amz-meta-a", "b"), id="user metadata"),
         pytest.param(_more("x-amz-acl", "private"), id="an ACL"),
@@ -205,6 +205,8 @@ def _more(name: str, value: str) -> bytes:
         pytest.param(b"PUT /b/k HTTP/1.1\r\nhost: gate\r\ncontent-length: 4\r\n\r\nbody", id="no identity"),
         pytest.param(signed("GET", "/b/k", {"content-type": "text/plain"}), id="GET with Content-Type"),
         pytest.param(signed("GET", "/b/k", {"x-amz-checksum-crc64nvme": "AAAAAAAAAAA="}), id="GET with a checksum"),
+        pytest.param(signed("GET", "/b/k", {"x-amz-sdk-checksum-algorithm": "CRC64NVME"}), id="GET with an algorithm"),
+        pytest.param(signed("GET", "/b/k", {"expect": "100-continue"}), id="GET with an expectation"),
         pytest.param(signed("GET", "/b/k", {"content-length": "4"}) + b"body", id="GET with a body"),
         pytest.param(signed("HEAD", "/b/k", {"content-type": "text/plain"}), id="HEAD with Content-Type"),
         pytest.param(signed("HEAD", "/b/k", {"content-length": "4"}) + b"body", id="HEAD with a body"),
@@ -223,7 +225,11 @@ def test_hands_over_what_it_is_not_sure_of(bench: Bench, request_: bytes) -> Non
 
 
 def test_what_is_handed_over_differs_only_there_from_what_it_asks_about(bench: Bench) -> None:
-    for request in (GOOD, _length("0000000000000004"), _with(b"accept: */*"), _with(b"Connection: Keep-Alive")):
+    for request in (
+        *(GOOD, _length("0000000000000004"), _with(b"accept: */*"), _with(b"Connection: Keep-Alive")),
+        *(_more("x-amz-sdk-checksum-algorithm", "CRC64NVME"), _more("expect", "100-continue")),
+        _with(b"Expect: 100-Continue"),
+    ):
         sock = bench.connect()
         sock.sendall(request)
         assert take(bench, bench.asked()[0]) == b"body"
@@ -273,6 +279,69 @@ def test_what_comes_with_the_head_is_part_of_the_body(bench: Bench, came: int, a
     assert (bytes(room[:4000]), digest.value) == (body, crc64nvme(body))
     bench.plane.answer(number, b"")
     assert read_answer(sock)[0] == 200
+
+
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+EXPECTING = _more("expect", "100-continue")[: -len(b"body")]
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_peer_that_waits_is_told_once_its_body_has_a_place(bench: Bench, at_once: bool) -> None:
+    sock = bench.connect()
+    for _ in range(2):
+        sock.sendall(EXPECTING)
+        [(number, *_)] = bench.asked()
+        assert not select.select([sock], [], [], 0.05)[0]
+        room = bytearray(4)
+        assert bench.plane.receive(number, [room], BlockDigest(), at_once) is None
+        assert sock.recv(1000) == CONTINUE
+        sock.sendall(b"bo")
+        sock.sendall(b"dy")
+        assert bench.received() == [(number, 0)]
+        assert room == b"body"
+        bench.plane.answer(number, ETAG)
+        assert read_answer(sock)[0] == 200
+
+
+def test_a_peer_that_did_not_wait_is_not_told(bench: Bench) -> None:
+    sock = bench.connect()
+    sock.sendall(EXPECTING + b"body")
+    assert take(bench, bench.asked()[0]) == b"body"
+    assert read_answer(sock)[0] == 200
+    sock.sendall(EXPECTING + b"b")
+    [(number, *_)] = bench.asked()
+    assert bench.plane.receive(number, [bytearray(4)], BlockDigest(), False) is None
+    sock.sendall(b"ody")
+    assert bench.received() == [(number, 0)]
+    bench.plane.answer(number, ETAG)
+    assert read_answer(sock)[0] == 200
+
+
+def test_a_peer_that_waits_is_not_told_where_its_body_is_not_wanted(bench: Bench) -> None:
+    sock = bench.connect()
+    sock.sendall(EXPECTING)
+    [(number, *_)] = bench.asked()
+    fd, _, received = bench.plane.decline(number)
+    with socket.socket(fileno=fd):
+        assert received == EXPECTING
+        assert not select.select([sock], [], [], 0)[0]
+    sock = bench.connect()
+    sock.sendall(EXPECTING)
+    [(number, *_)] = bench.asked()
+    bench.plane.refuse(number, b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\n\r\n", False)
+    assert read_answer(sock)[0] == 503
+    assert sock.recv(10) == b""  # what follows could be the body, or not
+
+
+def test_a_peer_that_waits_and_has_gone_is_told_of(bench: Bench) -> None:
+    sock = bench.connect()
+    sock.sendall(EXPECTING)
+    [(number, *_)] = bench.asked()
+    sock.close()
+    stopped = bench.plane.receive(number, [bytearray(4)], BlockDigest(), False)
+    assert stopped or bench.received()[0][1]
+    bench.plane.refuse(number, b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", True)
+    until(lambda: bench.plane.connections == 0)
 
 
 def test_room_behind_the_body_stays_as_it_was(bench: Bench) -> None:

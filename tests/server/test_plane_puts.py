@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import os
 import random
@@ -32,7 +33,7 @@ from tests.chunks import SPACE, chunk
 from tests.gateways import ALPHA, BETA, Credential, RunningGateway, default_config
 from tests.native.planes import Bench, read_answer
 from tests.native.planes import put as planes_put
-from tests.s3.clients import s3_client
+from tests.s3.clients import refused, s3_client
 from tests.server.test_plane_board import TENANTS
 from tests.server.test_sessions import token_of
 from tests.wire import send, signed_head
@@ -155,6 +156,16 @@ CASES = {
     "no checksum at all": Case(f"{A}/none", b"body", 400, False, {"x_amz_checksum_crc64nvme": ""}),
     "a checksum that is none": Case(f"{A}/none", b"body", 400, False, {"x_amz_checksum_crc64nvme": "AAAA"}),
     "a checksum with a blank": Case(f"{A}/none", b"body", 400, False, {"x_amz_checksum_crc64nvme": "AAAA AAAAAAA="}),
+    "asked for": Case(f"{A}/asked-for", BODY[:70_000], more={"expect": "100-continue"}),
+    "named algorithm": Case(
+        *(f"{A}/named", BODY[:70_000], 200, True),
+        {"x_amz_sdk_checksum_algorithm": "CRC64NVME", "x_amz_checksum_crc64nvme": checksum(BODY[:70_000])},
+    ),
+    "another algorithm than came": Case(
+        *(f"{A}/other-named", BODY[:70_000], 200, True),
+        {"x_amz_sdk_checksum_algorithm": "CRC32", "x_amz_checksum_crc64nvme": checksum(BODY[:70_000])},
+    ),
+    "an algorithm alone": Case(f"{A}/alone", b"body", 200, True, {"x_amz_sdk_checksum_algorithm": "CRC64NVME"}),
     "a chunk": Case(f"{A}/{CHUNK_KEY}", CHUNK),
     "the same chunk again": Case(f"{A}/{CHUNK_KEY}", CHUNK, first=CHUNK),
     "another chunk of the name": Case(f"{A}/{CHUNK_KEY}", CHUNK[:-1] + b"!", 409, False, first=CHUNK),
@@ -249,6 +260,33 @@ def test_a_session_token_uploads_as_a_signature_does(pair: tuple[RunningGateway,
         until(lambda gateway=gateway, before=before: by_plane(gateway) - before == (gateway is pair[0]))  # type: ignore[misc]
         assert send(gateway, "GET", "/alpha-bucket/by-token")[2] == b"body"
     assert answers[0] == answers[1]
+
+
+WITHOUT_SHA256 = {"payload_signing_enabled": False}
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments"),
+    [
+        ({"request_checksum_calculation": "when_required"}, {}),
+        ({}, {"ChecksumAlgorithm": "CRC64NVME"}),
+        ({}, {"ChecksumAlgorithm": "CRC64NVME", "ContentType": "text/plain"}),
+    ],
+    ids=["no checksum", "crc64nvme", "Content-Type"],
+)
+def test_boto3_uploads_by_the_plane_what_it_does_not_hash(
+    pair: tuple[RunningGateway, RunningGateway], options: dict[str, str], arguments: dict[str, str]
+) -> None:
+    """It waits to be told that it may send, for a second."""
+    client = s3_client(pair[0], s3=WITHOUT_SHA256, **options)
+    before = by_plane(pair[0])
+    for body in (BODY[:1000], BODY[: 2 * MiB], io.BytesIO(BODY[: 2 * MiB])):
+        client.put_object(Bucket="alpha-bucket", Key="boto3", Body=body, **arguments)
+    until(lambda: by_plane(pair[0]) - before == 3)
+    found = client.get_object(Bucket="alpha-bucket", Key="boto3")
+    assert found["Body"].read() == BODY[: 2 * MiB]
+    assert found["ContentType"] == arguments.get("ContentType", "binary/octet-stream")
+    assert refused(client.put_object, Bucket="no-such-bucket", Key="key", Body=b"body") == ("NoSuchBucket", 404)
 
 
 def read_head(sock: socket.socket) -> list[str]:
