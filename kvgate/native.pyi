@@ -146,7 +146,7 @@ class Plane:
         None where more is to come: `received` tells when no more does, and until then, or until `close`, both are used.
         Else what `received` would tell.
 
-        at_once: whether to take what has come in this thread, at most 8 MiB, instead of waking another
+        at_once: whether to take what has come in this thread, at most 1 MiB, instead of waking another
         Raises ValueError where there is no room for it, KeyError for a number that does not wait.
         """
 

@@ -7,6 +7,7 @@
 
 #include "plane_inside.h"
 
+#define AT_ONCE_NBYTES (1 << 20) // the most that the event loop's thread takes by itself
 #define LINGER_CALLS 16
 #define LINGER_NBYTES (64 << 10)
 
@@ -168,7 +169,7 @@ int plane_receive(struct plane *plane, struct put *put, struct areas areas, stru
         put->stopped = EPIPE;
         return 1;
     }
-    if ((at_once || came_with_head(put) == put->nbytes) && receive_some(&plane->counts, put, TURN_NBYTES))
+    if ((at_once || came_with_head(put) == put->nbytes) && receive_some(&plane->counts, put, AT_ONCE_NBYTES))
         return 1;
     struct connection *connection = put->connection;
     connection->moved_ns = clock_ns(CLOCK_MONOTONIC);

@@ -22,7 +22,7 @@ from kvgate.s3.plain_put import PlainPut, open_plain_put
 from kvgate.server.http1.body import incomplete
 from kvgate.server.http1.eager import run_eagerly
 from kvgate.server.http1.head import HeadWriter, encode, field_lines
-from kvgate.server.http1.transfer import LOOP_NBYTES, peer_gone
+from kvgate.server.http1.transfer import peer_gone
 
 if TYPE_CHECKING:
     from kvgate.native import Plane
@@ -93,7 +93,7 @@ class PlanePuts:
         try:
             put = await open_plain_put(self._store, tenant, path, nbytes, content_type, checksum)
             if put is not None:
-                alone = nbytes <= LOOP_NBYTES and began - self._several_at > _ALONE_S
+                alone = began - self._several_at > _ALONE_S
                 stopped = self._plane.receive(number, put.views, put.digest, alone)
         except Exception:
             logger.exception("an upload could not be begun in the native plane, and takes the usual way")
