@@ -3,9 +3,10 @@
     python loadtest/handle.py --rounds 25
 
 HEAD and GET of an object of 256 KiB in memory, in this process, signed by SigV4 or with a session token. A row is what
-one request costs: making its headers and `Request`, handling it, and closing the body. `floor` is one SHA-256 of the
-canonical request and one HMAC of the string to sign, which no implementation of SigV4 can leave out. Each figure is
-the best of the rounds, in CPU time of this thread.
+one request costs: making its headers and `Request`, handling it, and closing the body. `PUT, of the plane` is what is
+decided of an upload whose head and body the native plane takes: opening it and storing it. `floor` is one SHA-256 of
+the canonical request and one HMAC of the string to sign, which no implementation of SigV4 can leave out. Each figure
+is the best of the rounds, in CPU time of this thread.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from kvgate.auth.authenticator import Authenticator
 from kvgate.auth.claim import parse_claim
 from kvgate.auth.query_headers import with_query_headers
 from kvgate.auth.sigv4 import UNSIGNED_PAYLOAD, Credential, sign, signing_key
-from kvgate.auth.tenants import AccessKeyConfig, TenantConfig, Tenants
+from kvgate.auth.tenants import AccessKeyConfig, Tenant, TenantConfig, Tenants
 from kvgate.config import MiB, Secret, Size
 from kvgate.messages import Headers, Request, Response
 from kvgate.metrics import Metrics
@@ -30,6 +31,7 @@ from kvgate.s3.access import Access
 from kvgate.s3.api import S3
 from kvgate.s3.call import Call
 from kvgate.s3.operations.base import Context
+from kvgate.s3.plain_put import open_plain_put
 from kvgate.s3.routes import route
 from kvgate.s3.target import parse_target
 from kvgate.store.config import StoreConfig
@@ -112,6 +114,7 @@ async def measure(requests: int, rounds: int) -> None:
         }
         rows = {"floor": floor_of(pairs["HEAD SigV4"][1])}
         rows |= {name: partial(one, s3, *request) for name, request in pairs.items()}
+        rows["PUT, of the plane"] = partial(upload, store, next(iter(tenants)))
         rows |= steps(store, tenants, authenticator, pairs)
         found = await best_us(rows, requests, rounds)
     print(f"{'':24} {'µs':>7} {'x floor':>8}")
@@ -125,6 +128,14 @@ async def one(s3: S3, method: str, sent: Pairs) -> None:
         raise SystemExit(f"{method} is answered {response.status}: {response.body!r}")
     if not isinstance(response.body, bytes):
         response.body.close()
+
+
+async def upload(store: Store, tenant: Tenant) -> None:
+    put = await open_plain_put(store, tenant, PATH + "-put", 1, None, None)
+    if put is None:
+        raise SystemExit("a plain PUT is not taken")
+    put.digest.update(b"x")
+    await put.store()
 
 
 def floor_of(sent: Pairs) -> Callable[[], object]:
