@@ -102,10 +102,14 @@ def test_events_and_metrics_are_those_of_the_page(
     )
     try:
         server.wait_until_ready()
-        server.complete(PROMPT, max_tokens=40)
         heard: list[dict[str, Any]] = []
         threading.Thread(target=lambda: heard.extend(map(json.loads, listener.stdout or ())), daemon=True).start()
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
+        while not heard:  # who listens too late never hears what was told before
+            assert time.monotonic() < deadline
+            server.complete(prompt(time.monotonic(), 40), max_tokens=4)
+            time.sleep(0.1)
+        server.complete(PROMPT, max_tokens=40)
         while len(stored := [event for event in heard if event["medium"] == "STORAGE"]) < 2:
             assert time.monotonic() < deadline, heard
             server.complete(prompt(time.monotonic(), 5), max_tokens=4)  # events go out with a step of the engine
