@@ -7,7 +7,7 @@ Invariants
    is retired, and never comes back: the capacity returns as a new segment with a new id.
 4. `headroom(owner)` is exact: `grow` succeeds if and only if it asks for no more.
 5. `grow` and `shrink` are all or nothing. For every extent that it makes or gives back each costs a look into a sorted
-   list of the lengths that free runs have, of which there are few.
+   list of the lengths that free runs have: n free pages have fewer than sqrt(2 n) of them.
 
 All sizes and offsets are bytes and whole pages. Not thread-safe: the arena calls it under its lock.
 """
@@ -159,9 +159,8 @@ class Allocator:
                 f"{nbytes} more bytes were asked for; of {self.capacity_nbytes} this owner can still have {headroom}: "
                 "release or evict some first, or raise the capacity"
             )
-        own = self._owners.get(owner)
-        if nbytes and not extents and own is not None:  # as a rule there is a run for all of it
-            run = own.runs.best(nbytes)
+        if nbytes and not extents:  # as a rule there is a run for all of it
+            run = self._best_run(owner, nbytes)
             if run is not None and run.nbytes >= nbytes:
                 return Growth((self._take(Extent(run.segment_id, run.offset, nbytes)),), {}, [])
         grown = list(extents)
@@ -175,8 +174,7 @@ class Allocator:
                 grown[-1] = last._replace(nbytes=last.nbytes + more.nbytes)
                 nbytes -= more.nbytes
         while nbytes:
-            own = self._owners.get(owner)
-            run = None if own is None else own.runs.best(nbytes)
+            run = self._best_run(owner, nbytes)
             if run is None or run.nbytes < nbytes:
                 fresh_nbytes = self._make_room_for_segment(owner, nbytes, retired)
                 if fresh_nbytes > 0 and (run is None or fresh_nbytes > run.nbytes):
@@ -217,6 +215,11 @@ class Allocator:
             del self._owners[segment.owner]
         self._spare_nbytes -= nbytes
         self.unassigned_nbytes += nbytes
+
+    def _best_run(self, owner: str, nbytes: int) -> Extent | None:
+        """The owner's smallest free run of at least `nbytes`, else its largest; None where it has none at all."""
+        own = self._owners.get(owner)
+        return None if own is None else own.runs.best(nbytes)
 
     def _make_room_for_segment(self, owner: str, nbytes: int, retired: list[int]) -> int:
         """The size a new segment can have, once enough of other owners' spares are retired for `nbytes` to fit."""

@@ -79,4 +79,4 @@ class PlainPut:
 
     async def abort(self, error: BaseException | None = None) -> None:
         """Give back what it has taken, without an object; for `error`, where that is known. Idempotent."""
-        await self._write.__aexit__(None, error, None)
+        await self._write.abort(error)

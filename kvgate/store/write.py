@@ -121,8 +121,7 @@ class Write:
                     raise StoreFull(f"memory has no room to be filled from outside: {error}") from error
                 await self._stream_from_here()
         except BaseException as error:
-            self._note(error)
-            await self.abort()
+            await self.abort(error)
             raise
 
     @property
@@ -240,10 +239,15 @@ class Write:
             if not self._ended:
                 await self.abort()
 
-    async def abort(self) -> None:
-        """Give back everything that was taken. Idempotent; does nothing after a successful commit."""
+    async def abort(self, error: BaseException | None = None) -> None:
+        """Give back everything that was taken. Idempotent; does nothing after a successful commit.
+
+        error: why there is no object, where that is to be remembered
+        """
         if self._ended:
             return
+        if error is not None:
+            self._note(error)
         self._ended = True
         self._quota.give_back(self._tenant.name, self._quota_nbytes)
         lease, self._lease = self._lease, None
@@ -259,10 +263,7 @@ class Write:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._ended:
-            if error is not None:
-                self._note(error)
-            await self.abort()
+        await self.abort(error)
 
     def _note(self, error: BaseException) -> None:
         """Remember why there is no such object, unless there is one of the key all the same."""
